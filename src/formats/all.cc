@@ -1,0 +1,17 @@
+// The table of formats. A format is its folder and one line here.
+#include <array>
+
+#include "formats/format.h"
+
+namespace nibble {
+
+extern const LinearFormat kDenseFormat;
+extern const LinearFormat kGroupIntFormat;
+extern const LinearFormat kQuikFormat;
+
+std::span<const LinearFormat* const> all_formats() {
+  static constexpr std::array kFormats = {&kDenseFormat, &kGroupIntFormat, &kQuikFormat};
+  return kFormats;
+}
+
+}  // namespace nibble

@@ -1,0 +1,99 @@
+// One model definition for reference inference, calibration and quantized inference. A model is an embedding, blocks made
+// of sub-layers, a final norm and a head. A sub-layer is "normalise, first linears, core, last linear, add to the residual":
+// attention and MLP are the two there are.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/scratch.h"
+#include "base/thread_pool.h"
+#include "models/kv_cache.h"
+#include "models/linear_group.h"
+#include "models/model_spec.h"
+
+namespace nibble {
+
+// Consecutive tokens of one sequence within a batch.
+struct SequenceSpan {
+  SequenceCache* cache = nullptr;
+  int64_t first_row = 0;       // of the batch
+  int64_t count = 0;
+  int64_t first_position = 0;  // of the sequence
+};
+
+struct RunContext {
+  std::span<const SequenceSpan> sequences;
+  int64_t tokens = 0;  // of all sequences together
+  Scratch* scratch = nullptr;
+  ThreadPool* pool = nullptr;
+};
+
+// Sees the input x [tokens, in_features] of each linear group before it is multiplied. Returning false stops the sub-layer
+// there (its residual is left unchanged): calibration needs no more than what it came for.
+using InputTap = std::function<bool(const LinearGroup& group, const float* x, int64_t tokens)>;
+
+class SubLayer {
+ public:
+  virtual ~SubLayer() = default;
+  // In execution order; each one's input depends on the outputs of those before it and of earlier sub-layers only.
+  virtual std::span<LinearGroup* const> groups() = 0;
+  // residual [tokens, hidden] += f(norm(residual)). Returns false when the tap stopped it.
+  virtual bool forward(float* residual, const RunContext& context, const InputTap* tap) const = 0;
+  virtual void prepare(ThreadPool& pool) = 0;
+};
+
+struct Block {
+  std::vector<std::unique_ptr<SubLayer>> sublayers;
+};
+
+struct BuildOptions {
+  int64_t context_length = 0;  // for the rope tables; 0: the model's own
+};
+
+class Model {
+ public:
+  // Builds everything and prepares kernels: ready to run.
+  static std::unique_ptr<Model> load(const Checkpoint& checkpoint, ThreadPool& pool, const BuildOptions& options = {});
+
+  // Builds embedding, final norm and head only; blocks come one at a time from load_block(). For quantization.
+  static std::unique_ptr<Model> load_shell(const Checkpoint& checkpoint, ThreadPool& pool, const BuildOptions& options = {});
+  // Block `layer` with the checkpoint's weights, prepared.
+  Block load_block(int64_t layer, ThreadPool& pool) const;
+
+  const ModelSpec& spec() const { return spec_; }
+  std::vector<Block>& blocks() { return blocks_; }
+  const std::vector<Block>& blocks() const { return blocks_; }
+  LinearGroup& head() { return *head_; }
+  const LinearGroup& head() const { return *head_; }
+  // Embedding table [vocabulary, hidden] in any format that has dequantize_rows; the head's own when tied.
+  const PackedLinear& embedding() const { return *embedding_; }
+
+  // hidden [tokens, hidden_size] = embeddings of ids. Throws Error for an id outside the vocabulary.
+  void embed(std::span<const int32_t> ids, float* hidden) const;
+  // In place through all blocks.
+  void run_blocks(float* hidden, const RunContext& context) const;
+  // logits [rows, vocabulary] of the given rows of hidden (all rows when `rows` is empty).
+  void logits(const float* hidden, std::span<const int64_t> rows, int64_t tokens, float* out, Scratch& scratch,
+              ThreadPool& pool) const;
+
+  // Every linear group with its quantizable linears, in execution order; the head is not among them.
+  void for_each_group(const std::function<void(LinearGroup&)>& visit);
+  size_t prepared_bytes() const;
+
+  std::unique_ptr<SequenceCache> make_cache(int64_t capacity) const;
+
+ private:
+  friend struct ModelBuilder;
+  ModelSpec spec_;
+  const Checkpoint* checkpoint_ = nullptr;  // must outlive a shell
+  std::shared_ptr<const PackedLinear> embedding_;
+  std::vector<Block> blocks_;
+  Tensor final_norm_weight_, final_norm_bias_;
+  std::unique_ptr<LinearGroup> head_;
+  std::shared_ptr<const void> rope_;  // tables shared by all attention sub-layers
+};
+
+}  // namespace nibble
