@@ -53,6 +53,9 @@ class Checkpoint {
   const Json& gguf_metadata() const { return gguf_metadata_; }
 
   const std::map<std::string, CheckpointTensor>& tensors() const { return tensors_; }
+  // Tensors that are in the files but in a type that cannot be read: name -> type ("F8_E4M3", "Q4_K").
+  const std::map<std::string, std::string>& unsupported() const { return unsupported_; }
+  // Null when there is no such tensor; Error when there is one of an unsupported type.
   const CheckpointTensor* find(const std::string& name) const;
   // The tensor, or Error "<path>: tensor '<name>' is missing".
   const CheckpointTensor& require(const std::string& name) const;
@@ -69,6 +72,7 @@ class Checkpoint {
   std::filesystem::path path_;
   Json config_, generation_config_, gguf_metadata_;
   std::map<std::string, CheckpointTensor> tensors_;
+  std::map<std::string, std::string> unsupported_;
   std::vector<std::filesystem::path> files_;
 };
 
