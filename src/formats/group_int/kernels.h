@@ -1,0 +1,10 @@
+// The kernels of group_int; format.cc lists them in order.
+#pragma once
+
+#include "formats/format.h"
+
+namespace nibble {
+
+extern const LinearKernel kGroupIntReference;
+
+}  // namespace nibble

@@ -1,0 +1,44 @@
+// The canonical layout of group_int (README.md) as plain pointers and numbers: what the kernels, the reference and the
+// unpacking code read. No standard containers, so that sources compiled per instruction set may include it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace nibble {
+
+struct PackedLinear;
+
+// One linear: W[r, j] = scale(r, g) * (u[r, j] - zero(r, g)) with g = j / group_size, u the stored code.
+struct GroupIntLayout {
+  int64_t out_features = 0;  // n
+  int64_t in_features = 0;   // k
+  int bits = 0;              // 2, 3, 4, 8
+  int64_t group_size = 0;    // columns that share a scale, at most k here: a whole row is one group of k
+  int64_t groups = 0;        // per row
+  int64_t row_bytes = 0;     // of codes: ceil(k * bits / 8)
+
+  const uint8_t* codes = nullptr;         // [n, row_bytes]
+  const uint16_t* scales_f16 = nullptr;   // [n, groups]; exactly one of the two is set
+  const float* scales_f32 = nullptr;
+  const uint8_t* zeros_u8 = nullptr;      // [n, groups]; at most one of the two is set, none when symmetric
+  const float* zeros_f32 = nullptr;
+  const float* bias = nullptr;            // [n] or nullptr
+
+  // The zero of a symmetric linear: code 0 of two's complement.
+  float symmetric_zero() const { return static_cast<float>(1 << (bits - 1)); }
+};
+
+constexpr int64_t group_int_row_bytes(int64_t columns, int bits) { return (columns * bits + 7) / 8; }
+
+// Of a linear that validate() accepted.
+GroupIntLayout group_int_layout(const PackedLinear& linear);
+
+// Stored codes of columns [0, k) of one row, one byte each.
+void group_int_unpack_row(const GroupIntLayout& layout, int64_t row, uint8_t* codes);
+float group_int_scale(const GroupIntLayout& layout, int64_t row, int64_t group);
+float group_int_zero(const GroupIntLayout& layout, int64_t row, int64_t group);
+// One row of W. Each weight is float(u - zero) * scale, two roundings at most; kernels compute the same weights.
+void group_int_dequantize_row(const GroupIntLayout& layout, int64_t row, float* weight);
+
+}  // namespace nibble
