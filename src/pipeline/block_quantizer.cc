@@ -1,0 +1,175 @@
+#include "pipeline/block_quantizer.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "base/log.h"
+#include "formats/dense/dense.h"
+
+namespace nibble {
+namespace {
+
+// The float weight [n, k] a slot stands for at the moment.
+Tensor float_weight(const LinearSlot& slot, int64_t in_features) {
+  Tensor weight = Tensor::empty(DType::kF32, {slot.out_features, in_features});
+  slot.packed->format->dequantize(*slot.packed, weight.mutable_data<float>());
+  return weight;
+}
+
+// Replaces a slot's weight by a float matrix with the same bias: calibration goes on with what the model will compute,
+// but with unquantized activations, as QUIK's and GPTQ's own calibration does.
+void set_float_weight(LinearSlot& slot, const Tensor& weight) {
+  slot.packed = std::make_shared<PackedLinear>(
+      make_dense_linear(slot.name, weight, slot.packed->find("bias") != nullptr ? *slot.packed->find("bias") : Tensor()));
+}
+
+}  // namespace
+
+bool needs_hessian(const LinearSettings& settings) { return find_quantizer(settings.quantizer).needs_hessian; }
+
+bool needs_calibration(const LinearSettings& settings) {
+  return settings.format != "dense" && (needs_hessian(settings) || settings.outlier_columns != 0);
+}
+
+bool BlockQuantizer::needs_statistics(const LinearGroup& group, bool* hessian) const {
+  bool any = false;
+  *hessian = false;
+  for (const LinearSlot& slot : group.slots()) {
+    const LinearSettings settings = recipe_.settings_for(slot.name, slot.role);
+    if (!needs_calibration(settings)) continue;
+    any = true;
+    *hessian = *hessian || needs_hessian(settings);
+  }
+  return any;
+}
+
+BlockQuantizer::GroupStatistics BlockQuantizer::collect(SubLayer& sublayer, const LinearGroup* only) {
+  const std::span<LinearGroup* const> groups = sublayer.groups();
+  std::vector<std::unique_ptr<StatisticsCollector>> collectors(groups.size());
+  bool any = false;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    bool hessian = false;
+    if ((only != nullptr && only != groups[g]) || !needs_statistics(*groups[g], &hessian)) continue;
+    collectors[g] = std::make_unique<StatisticsCollector>(groups[g]->in_features(), hessian);
+    any = true;
+  }
+  GroupStatistics statistics(groups.size());
+  if (stream_ == nullptr || (!any && only != nullptr)) return statistics;
+
+  const double started = monotonic_seconds();
+  const InputTap tap = [&](const LinearGroup& group, const float* x, int64_t tokens) {
+    for (size_t g = 0; g < groups.size(); ++g) {
+      if (groups[g] == &group && collectors[g]) collectors[g]->add(x, tokens, pool_, group.input_name());
+    }
+    return &group != only;
+  };
+  stream_->run(sublayer, &tap, pool_);
+  for (size_t g = 0; g < groups.size(); ++g) {
+    if (collectors[g]) statistics[g] = std::make_unique<InputStatistics>(collectors[g]->finish());
+  }
+  calibration_seconds_ += monotonic_seconds() - started;
+  return statistics;
+}
+
+void BlockQuantizer::quantize_group(LinearGroup& group, const InputStatistics* statistics, QuantizedBlock* out) {
+  const double started = monotonic_seconds();
+  for (LinearSlot& slot : group.slots()) {
+    throw_if_interrupted();
+    const LinearSettings settings = recipe_.settings_for(slot.name, slot.role);
+    Tensor weight = float_weight(slot, group.in_features());
+    LinearResult result = {.name = slot.name, .format = settings.format};
+
+    if (settings.format == "dense") {
+      PackedLinear kept = make_16_bit_linear(*slot.packed);
+      result.weight_bits = result.activation_bits = 16;
+      result.bits_per_weight = 8.0 * static_cast<double>(kept.weight_bytes()) / static_cast<double>(weight.elements());
+      out->linears.push_back(std::move(kept));
+      out->results.push_back(std::move(result));
+      continue;
+    }
+
+    QuantizerInput input = {.name = slot.name,
+                            .weight = weight.data<float>(),
+                            .out_features = slot.out_features,
+                            .in_features = group.in_features(),
+                            .statistics = statistics,
+                            .settings = &settings};
+    if (settings.outlier_columns != 0) {
+      input.outlier_columns =
+          select_outlier_columns(*statistics, settings, spec_.hidden_size, slot.role == LinearRole::kDown);
+    }
+    QuantizedWeight quantized = find_quantizer(settings.quantizer).quantize(input, pool_);
+    if (const Tensor* bias = slot.packed->find("bias")) {
+      const Tensor floats = to_f32(*bias);
+      quantized.bias.assign(floats.data<float>(), floats.data<float>() + floats.elements());
+    }
+    const LinearFormat* format = find_format(settings.format);
+    NIBBLE_CHECK(format != nullptr);  // the recipe was checked
+    PackedLinear packed = format->pack(quantized, slot.name);
+    format->validate(packed);
+
+    Tensor dequantized = Tensor::empty(DType::kF32, {slot.out_features, group.in_features()});
+    format->dequantize(packed, dequantized.mutable_data<float>());
+    const QuantizationError error = quantization_error(input, dequantized.data<float>(), pool_);
+    result.weight_bits = settings.weight_bits;
+    result.activation_bits = settings.activation_bits;
+    result.outlier_columns = static_cast<int64_t>(input.outlier_columns.size());
+    result.bits_per_weight = 8.0 * static_cast<double>(packed.weight_bytes()) / static_cast<double>(weight.elements());
+    result.weight_error = error.weight_relative;
+    result.output_error = error.output_relative;
+    log_debug("{}: {} bit, {} outlier columns, weight error {:.3g}, output error {:.3g}", slot.name, result.weight_bits,
+              result.outlier_columns, result.weight_error, result.output_error);
+
+    set_float_weight(slot, dequantized);
+    out->linears.push_back(std::move(packed));
+    out->results.push_back(std::move(result));
+  }
+  group.prepare(pool_);
+  solver_seconds_ += monotonic_seconds() - started;
+}
+
+QuantizedBlock BlockQuantizer::quantize(Block& block) {
+  QuantizedBlock out;
+  for (const auto& sublayer : block.sublayers) {
+    if (stream_ != nullptr && !recipe_.defaults.calibrate_on_quantized) {
+      // One pass through the float sub-layer yields every group's statistics and the float states behind it.
+      const GroupStatistics statistics = collect(*sublayer, nullptr);
+      for (size_t g = 0; g < statistics.size(); ++g) quantize_group(*sublayer->groups()[g], statistics[g].get(), &out);
+      continue;
+    }
+    for (size_t g = 0; g < sublayer->groups().size(); ++g) {
+      LinearGroup& group = *sublayer->groups()[g];
+      const GroupStatistics statistics = collect(*sublayer, &group);
+      quantize_group(group, statistics[g].get(), &out);
+    }
+    if (stream_ != nullptr) {
+      const double started = monotonic_seconds();
+      stream_->run(*sublayer, nullptr, pool_);
+      calibration_seconds_ += monotonic_seconds() - started;
+    }
+  }
+  return out;
+}
+
+void BlockQuantizer::replay(Block& block, const std::vector<PackedLinear>& linears) {
+  if (stream_ == nullptr) return;
+  for (const auto& sublayer : block.sublayers) {
+    for (LinearGroup* group : sublayer->groups()) {
+      if (!recipe_.defaults.calibrate_on_quantized) break;
+      for (LinearSlot& slot : group->slots()) {
+        const auto packed = std::find_if(linears.begin(), linears.end(),
+                                         [&](const PackedLinear& linear) { return linear.name == slot.name; });
+        if (packed == linears.end()) fail("{}: is missing in the unfinished run to be resumed", slot.name);
+        if (recipe_.settings_for(slot.name, slot.role).format == "dense") continue;  // calibrated on its exact weight
+        Tensor weight = Tensor::empty(DType::kF32, {slot.out_features, group->in_features()});
+        packed->format->dequantize(*packed, weight.mutable_data<float>());
+        set_float_weight(slot, weight);
+      }
+      group->prepare(pool_);
+    }
+    stream_->run(*sublayer, nullptr, pool_);
+  }
+}
+
+}  // namespace nibble

@@ -1,0 +1,51 @@
+// Quantizes the linears of one block, group after group in execution order, and moves the calibration states through it.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "pipeline/quantize_model.h"
+#include "pipeline/residual_stream.h"
+#include "quantizers/quantizer.h"
+
+namespace nibble {
+
+struct QuantizedBlock {
+  std::vector<PackedLinear> linears;
+  std::vector<LinearResult> results;
+};
+
+class BlockQuantizer {
+ public:
+  // `stream` may be null when no linear of the recipe needs calibration.
+  BlockQuantizer(const Recipe& recipe, const ModelSpec& spec, ResidualStream* stream, ThreadPool& pool)
+      : recipe_(recipe), spec_(spec), stream_(stream), pool_(pool) {}
+
+  // `block` comes with the float weights of the source. On return its weights are the dequantized ones, and the stream has
+  // moved through it (through the float block when the recipe says calibrate_on_quantized = false).
+  QuantizedBlock quantize(Block& block);
+  // Moves the stream through a block whose linears an earlier run has quantized.
+  void replay(Block& block, const std::vector<PackedLinear>& linears);
+
+  double calibration_seconds() const { return calibration_seconds_; }
+  double solver_seconds() const { return solver_seconds_; }
+
+ private:
+  using GroupStatistics = std::vector<std::unique_ptr<InputStatistics>>;  // per group; null where none is needed
+  // Statistics of the one group `only` (stopping there), or of all groups of the sub-layer in a single pass through it.
+  GroupStatistics collect(SubLayer& sublayer, const LinearGroup* only);
+  void quantize_group(LinearGroup& group, const InputStatistics* statistics, QuantizedBlock* out);
+  bool needs_statistics(const LinearGroup& group, bool* hessian) const;
+
+  const Recipe& recipe_;
+  const ModelSpec& spec_;
+  ResidualStream* stream_;
+  ThreadPool& pool_;
+  double calibration_seconds_ = 0, solver_seconds_ = 0;
+};
+
+// Whether the recipe's settings for a linear ask for the second moments of its input, or for anything of it.
+bool needs_hessian(const LinearSettings& settings);
+bool needs_calibration(const LinearSettings& settings);
+
+}  // namespace nibble

@@ -1,0 +1,46 @@
+#include "pipeline/residual_stream.h"
+
+#include <algorithm>
+
+#include "base/interrupt.h"
+
+namespace nibble {
+namespace {
+
+// Enough rows for the matrix products to run at full speed, few enough for their results to stay in cache.
+constexpr int64_t kTokensPerBatch = 2048;
+
+}  // namespace
+
+ResidualStream::ResidualStream(const Model& model, const CalibrationData& data)
+    : sequences_(data.sequences),
+      length_(data.length),
+      hidden_size_(model.spec().hidden_size),
+      sequences_per_batch_(std::clamp<int64_t>(kTokensPerBatch / data.length, 1, data.sequences)),
+      hidden_(Tensor::empty(DType::kF32, {data.sequences * data.length, model.spec().hidden_size})) {
+  model.embed(data.ids, hidden_.mutable_data<float>());
+  next_block(model);
+}
+
+void ResidualStream::next_block(const Model& model) {
+  caches_.clear();
+  for (int64_t i = 0; i < sequences_per_batch_; ++i) caches_.push_back(model.make_cache(length_));
+}
+
+void ResidualStream::run(const SubLayer& sublayer, const InputTap* tap, ThreadPool& pool) {
+  float* const states = hidden_.mutable_data<float>();
+  for (int64_t first = 0; first < sequences_; first += sequences_per_batch_) {
+    throw_if_interrupted();
+    const int64_t count = std::min(sequences_per_batch_, sequences_ - first);
+    std::vector<SequenceSpan> spans;
+    for (int64_t i = 0; i < count; ++i) {
+      spans.push_back({.cache = caches_[static_cast<size_t>(i)].get(), .first_row = i * length_, .count = length_});
+    }
+    const Scratch::Frame frame(scratch_);
+    const RunContext context = {
+        .sequences = spans, .tokens = count * length_, .scratch = &scratch_, .pool = &pool};
+    sublayer.forward(states + first * length_ * hidden_size_, context, tap);
+  }
+}
+
+}  // namespace nibble

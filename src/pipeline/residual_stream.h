@@ -1,0 +1,36 @@
+// The hidden states of all calibration sequences between two sub-layers: what flows from one quantized block into the next.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/tensor.h"
+#include "models/model.h"
+#include "pipeline/calibration_data.h"
+
+namespace nibble {
+
+class ResidualStream {
+ public:
+  // Starts as the embeddings of the calibration tokens: F32 [sequences * length, hidden].
+  ResidualStream(const Model& model, const CalibrationData& data);
+
+  // Runs `sublayer` over all sequences, a few at a time. With a tap that stops, the states stay as they are; without,
+  // they move on through the sub-layer. Polls for Ctrl-C between batches.
+  void run(const SubLayer& sublayer, const InputTap* tap, ThreadPool& pool);
+  // Fresh caches for the next block: their memory is touched only for the layer that runs.
+  void next_block(const Model& model);
+
+  int64_t tokens() const { return sequences_ * length_; }
+  const float* states() const { return hidden_.data<float>(); }
+  size_t bytes() const { return hidden_.bytes(); }
+
+ private:
+  int64_t sequences_, length_, hidden_size_, sequences_per_batch_;
+  Tensor hidden_;
+  std::vector<std::unique_ptr<SequenceCache>> caches_;  // one per sequence of a batch
+  Scratch scratch_;
+};
+
+}  // namespace nibble
