@@ -1,0 +1,38 @@
+// The canonical tensors of one quik linear (README.md), read through one type by everything that needs them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "formats/format.h"
+
+namespace nibble::quik {
+
+// No INT32 sum of code products can overflow up to here: 255 * 128 * 65536 < 2^31.
+inline constexpr int64_t kMaxIntegerColumns = 65536;
+
+struct Layout {
+  int64_t n = 0, k = 0, k_int = 0;
+  int weight_bits = 0, activation_bits = 0;
+  const uint8_t* codes = nullptr;  // [n, code_row_bytes], packed as in the file
+  int64_t code_row_bytes = 0;
+  std::vector<float> scales;             // [n]
+  std::vector<int32_t> outlier_columns;  // [n_o]
+  std::vector<int32_t> integer_columns;  // [k_int]
+  std::vector<uint16_t> outlier_weights; // F16 bits [n, n_o]
+  std::vector<float> bias;               // [n], zeros when the linear has none
+
+  int64_t outliers() const { return static_cast<int64_t>(outlier_columns.size()); }
+  // Codes of one row, [k_int].
+  void unpack_row(int64_t row, int8_t* out) const;
+};
+
+// Bytes of one row of the tensor "codes".
+int64_t packed_row_bytes(int64_t k_int, int weight_bits);
+// Packs the codes of one row ([k_int] -> [packed_row_bytes]).
+void pack_row(const int8_t* codes, int64_t k_int, int weight_bits, uint8_t* packed);
+
+// Reads a linear that validate() accepted.
+Layout read_layout(const PackedLinear& linear);
+
+}  // namespace nibble::quik
