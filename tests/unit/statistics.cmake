@@ -1,0 +1,1 @@
+nibble_test(statistics_test SOURCES statistics_test.cc LINKS nibble_calibration)
