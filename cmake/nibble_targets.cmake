@@ -37,7 +37,9 @@ function(nibble_isa_objects library source)
     set(object nibble_${library}_${stem}_${isa})
     add_library(${object} OBJECT ${source})
     target_compile_definitions(${object} PRIVATE NIBBLE_ISA=${isa} NIBBLE_ISA_NAME="${isa}" NIBBLE_ISA_${isa}=1)
-    target_compile_options(${object} PRIVATE ${NIBBLE_ISA_FLAGS_${isa}} -fno-exceptions)
+    # g++ 12 takes the deliberately undefined operands of its own AVX-512 intrinsics for mistakes (GCC bug 105593).
+    target_compile_options(${object} PRIVATE ${NIBBLE_ISA_FLAGS_${isa}} -fno-exceptions -Wno-uninitialized
+                                             -Wno-maybe-uninitialized)
     nibble_compile_options(${object})
     target_sources(nibble_${library} PRIVATE $<TARGET_OBJECTS:${object}>)
     set_property(GLOBAL APPEND PROPERTY NIBBLE_ISA_OBJECTS $<TARGET_OBJECTS:${object}>)

@@ -1,0 +1,106 @@
+// Float bricks shared by formats and models, one table of functions per instruction set.
+//
+// The functions are single-threaded pieces without allocation; parallel loops over them live with their callers (gemm.h,
+// attention.h). Each output element is computed by a sequence of operations that does not depend on how the work was cut
+// into pieces, so results are the same for any number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/cpu/cpu_path.h"
+
+namespace nibble {
+
+enum class WeightType { kF32, kF16, kBF16 };
+
+// Depth of one block of the packed GEMM operand, and the row stride within it: 17 cache lines, so that the rows of a block
+// do not fall into the same cache sets.
+inline constexpr int64_t kGemmDepth = 256;
+inline constexpr int64_t kGemmRowStride = kGemmDepth + 16;
+// Tokens for which gemv() beats packing a panel.
+inline constexpr int64_t kGemvTokens = 4;
+// Keys per tile of attention; caches keep each aligned run of this many positions contiguous.
+inline constexpr int64_t kKeyTile = 64;
+
+// One query block of one KV head against the keys before it. Row r of the block is token r / group, head r % group.
+struct AttentionBlock {
+  const float* query;      // token t, head h of the group at query + t * query_stride + h * head_dim
+  int64_t query_stride;
+  float* out;              // the same layout
+  int64_t out_stride;
+  int64_t head_dim;
+  int64_t group;           // query heads that share the KV head
+  int64_t tokens;          // of the block
+  int64_t first_position;  // of its first token
+  int64_t window;          // positions a token sees, itself included; 0: all before it
+  float scale;             // of the scores: 1 / sqrt(head_dim)
+  // Positions [i * kKeyTile, (i + 1) * kKeyTile) of the head, F16 [kKeyTile, head_dim].
+  const uint16_t* const* key_tiles;
+  const uint16_t* const* value_tiles;
+  float* scratch;          // attention_scratch(tokens * group, head_dim) floats
+};
+
+// A part of the keys for one token: what AttentionBlock says with tokens = 1, restricted to positions [begin, end).
+// Writes for each head of the group the largest score, the sum of exponentials relative to it, and the weighted values.
+struct AttentionPart {
+  const float* query;
+  int64_t head_dim, group;
+  int64_t begin, end;
+  float scale;
+  const uint16_t* const* key_tiles;
+  const uint16_t* const* value_tiles;
+  float* scores;    // [group, end - begin] scratch
+  float* largest;   // [group]
+  float* sum;       // [group]
+  float* weighted;  // [group, head_dim]
+};
+
+struct FloatKernels {
+  const char* name;
+  CpuPath path;
+
+  // Conversions of `count` elements; to 16 bits with rounding to nearest even.
+  void (*f16_to_f32)(const uint16_t* in, int64_t count, float* out);
+  void (*bf16_to_f32)(const uint16_t* in, int64_t count, float* out);
+  void (*f32_to_f16)(const float* in, int64_t count, uint16_t* out);
+  void (*f32_to_bf16)(const float* in, int64_t count, uint16_t* out);
+  // Whether no element is NaN or infinite.
+  bool (*all_finite)(WeightType type, const void* values, int64_t count);
+
+  // out = x / sqrt(mean(x^2) + epsilon) * weight, over one row. out may be x.
+  void (*rms_norm)(const float* x, const float* weight, int64_t size, float epsilon, float* out);
+  // out = (x - mean) / sqrt(variance + epsilon) * weight + bias (nullptr: none), over one row. out may be x.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, int64_t size, float epsilon, float* out);
+  // Rotates one head in place: pairs (i, i + half) or, interleaved, (2i, 2i + 1), for i in [0, half).
+  void (*rope)(float* head, const float* cosines, const float* sines, int64_t half, bool interleaved);
+  // out = silu(gate) * up; out may be either.
+  void (*silu_mul)(const float* gate, const float* up, int64_t count, float* out);
+  void (*add)(const float* x, int64_t count, float* y);  // y += x
+  void (*exp)(const float* x, int64_t count, float* out);
+  // In place: exp(x - max) / sum. Entries of -infinity become 0; at least one must be finite.
+  void (*softmax)(float* x, int64_t count);
+
+  // GEMM: y [rows, columns] = x W^T + bias with W row-major [columns, k] of `type`.
+  int64_t gemm_rows;     // rows of one tile
+  int64_t gemm_columns;  // columns of one panel
+  // Packs one row block (at most gemm_rows rows of x, row stride k): [k / kGemmDepth rounded up][gemm_rows][kGemmRowStride].
+  void (*gemm_pack_rows)(const float* x, int64_t rows, int64_t k, float* packed);
+  // One panel of at most gemm_columns columns against `rows` packed rows. panel: kGemmDepth * gemm_columns floats of
+  // scratch, 64-byte aligned. bias may be nullptr.
+  void (*gemm_panel)(const float* packed, int64_t rows, int64_t k, WeightType type, const void* weight, int64_t columns,
+                     const float* bias, float* y, int64_t y_stride, float* panel);
+  // The same for at most kGemvTokens tokens, without packing; any number of columns.
+  void (*gemv)(const float* x, int64_t tokens, int64_t k, WeightType type, const void* weight, int64_t columns,
+               const float* bias, float* y, int64_t y_stride);
+
+  int64_t (*attention_scratch)(int64_t rows, int64_t head_dim);
+  void (*attention_block)(const AttentionBlock& block);
+  void (*attention_part)(const AttentionPart& part);
+};
+
+// The table of the fastest path enabled in this process.
+const FloatKernels& float_kernels();
+// The table written for kScalar, kAvx2 or kAvx512Vnni; nullptr when this process may not run it.
+const FloatKernels* float_kernels_for(CpuPath path);
+
+}  // namespace nibble
