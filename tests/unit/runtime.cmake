@@ -1,0 +1,2 @@
+nibble_test(sampler_test SOURCES sampler_test.cc LINKS nibble_runtime)
+nibble_test(runtime_test SOURCES runtime_test.cc LINKS nibble_runtime)
