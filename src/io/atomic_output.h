@@ -9,7 +9,9 @@ namespace nibble {
 // behind is named "<final>.tmp-nibble-<pid>" and is recognised and removed by the next run when that process is gone.
 class AtomicOutput {
  public:
-  // Throws Error when `final_path` exists and `replace` is false, when its parent does not exist or is not writable.
+  // Throws Error when `final_path` exists and `replace` is false, when its parent does not exist or is not writable. A
+  // folder is replaced only when it is empty or looks like a model folder (config.json, no folders inside). The temporary
+  // folder is made here; a temporary file is the caller's to create.
   AtomicOutput(std::filesystem::path final_path, bool is_folder, bool replace);
   ~AtomicOutput();
   AtomicOutput(const AtomicOutput&) = delete;
@@ -20,8 +22,11 @@ class AtomicOutput {
   void commit();
 
  private:
+  void prepare(const std::filesystem::path& given);
+  void put_in_place();
   std::filesystem::path final_, temporary_;
   bool is_folder_, replace_, committed_ = false;
+  int lock_ = -1;  // descriptor of the temporary folder, locked while this process lives
 };
 
 }  // namespace nibble

@@ -26,8 +26,8 @@ struct CheckpointBuilder {
   void add_unsupported(const std::string& name, const std::string& type, const std::filesystem::path& file);
 };
 
-// Rows of a tensor and elements per row, as CheckpointTensor::read_rows counts them: along the first axis; a scalar is one
-// row of one element.
+// Rows of a tensor and elements per row, as CheckpointTensor::read_rows counts them: along the first axis; a
+// scalar is one row of one element.
 struct RowLayout {
   int64_t rows = 0, row_elements = 0;
 };
@@ -39,7 +39,8 @@ CheckpointTensor plain_tensor(std::string name, Tensor values, const std::filesy
 // The dialects behind Checkpoint::open.
 Checkpoint open_hf_folder(const std::filesystem::path& folder);
 
-// The "weight_map" of a model.safetensors.index.json: tensor -> shard. Shard names are plain .safetensors file names.
+// The "weight_map" of a model.safetensors.index.json: tensor -> shard. Shard names are plain .safetensors
+// file names.
 std::map<std::string, std::string> parse_shard_index(const Json& index, const std::string& source);
 
 }  // namespace nibble

@@ -28,22 +28,27 @@ bool is_file(const fs::path& path) {
   std::vector<std::string> pickles, ggufs;
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
     const fs::path extension = entry->path().extension();
-    if (extension == ".bin" || extension == ".pt" || extension == ".pth") pickles.push_back(entry->path().filename());
+    if (extension == ".bin" || extension == ".pt" || extension == ".pth")
+      pickles.push_back(entry->path().filename());
     if (extension == ".gguf") ggufs.push_back(entry->path().filename());
   }
   std::sort(pickles.begin(), pickles.end());
   std::sort(ggufs.begin(), ggufs.end());
   if (!ggufs.empty()) {
-    fail("{}: no {}; to open '{}' give the path of that file", folder.string(), kSingleFile, printable(ggufs[0]));
+    fail("{}: no {}; to open '{}' give the path of that file", folder.string(), kSingleFile,
+         printable(ggufs[0]));
   }
   if (!pickles.empty()) {
-    fail("{}: the weights are in '{}', a pickle file, which can run code and is not read; safetensors are needed",
-         folder.string(), printable(pickles[0]));
+    fail(
+        "{}: the weights are in '{}', a pickle file, which can run code and is not read; safetensors are "
+        "needed",
+        folder.string(), printable(pickles[0]));
   }
   fail("{}: neither {} nor {} found", folder.string(), kSingleFile, kIndexFile);
 }
 
-// Sets the kind from "quantization_config" and refuses other methods' checkpoints, whose tensors mean something else.
+// Sets the kind from "quantization_config" and refuses other methods' checkpoints, whose tensors mean
+// something else.
 CheckpointKind kind_of(const Json& config, const std::string& source) {
   for (const char* key : {"quantization_config", "compression_config"}) {
     const auto field = config.find(key);
@@ -58,8 +63,8 @@ CheckpointKind kind_of(const Json& config, const std::string& source) {
   return CheckpointKind::kHuggingFace;
 }
 
-// A shard's name joins the folder's path, so it must not lead out of it. (A shard that is a symbolic link is fine: the
-// Hugging Face cache consists of links.)
+// A shard's name joins the folder's path, so it must not lead out of it. (A shard that is a symbolic link is
+// fine: the Hugging Face cache consists of links.)
 void check_shard_name(const std::string& name, const std::string& source) {
   const bool plain = !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
                      name.find('\\') == std::string::npos && name.find('\0') == std::string::npos;
@@ -87,8 +92,8 @@ void add_sharded(CheckpointBuilder& builder, const fs::path& folder) {
     if (!is_file(folder / shard)) missing.insert(shard);
   }
   if (!missing.empty()) {
-    fail("{}: shard '{}' is missing ({} of {} shards are)", folder.string(), printable(*missing.begin()), missing.size(),
-         shards.size());
+    fail("{}: shard '{}' is missing ({} of {} shards are)", folder.string(), printable(*missing.begin()),
+         missing.size(), shards.size());
   }
   for (const std::string& shard : shards) add_safetensors(builder, folder / shard);
 
@@ -96,8 +101,8 @@ void add_sharded(CheckpointBuilder& builder, const fs::path& folder) {
     const auto unsupported = builder.made.unsupported().find(tensor);
     const auto place = builder.tensors().find(tensor);
     if (place == builder.tensors().end() && unsupported == builder.made.unsupported().end()) {
-      fail("{}: tensor '{}' is not in shard '{}', where the index says it is", index_path.string(), printable(tensor),
-           printable(shard));
+      fail("{}: tensor '{}' is not in shard '{}', where the index says it is", index_path.string(),
+           printable(tensor), printable(shard));
     }
     if (place != builder.tensors().end() && place->second.file.filename() != shard) {
       fail("{}: tensor '{}' is in shard '{}', the index says '{}'", index_path.string(), printable(tensor),

@@ -11,8 +11,8 @@
 namespace nibble {
 namespace {
 
-// Builds the document value by value. nlohmann's SAX parser keeps its own stack on the heap, and the depth limit here
-// keeps every later recursive walk over the document (dump, compare, destroy) shallow too.
+// Builds the document value by value. nlohmann's SAX parser keeps its own stack on the heap, and the depth
+// limit here keeps every later recursive walk over the document (dump, compare, destroy) shallow too.
 class DocumentBuilder : public nlohmann::json_sax<Json> {
  public:
   DocumentBuilder(const std::string& source, const JsonLimits& limits) : source_(source), limits_(limits) {}
@@ -96,8 +96,9 @@ const Json* member(const Json& object, const std::string& key, const std::string
 
 [[noreturn]] void wrong_type(const Json& value, const std::string& key, const std::string& expected,
                              const std::string& source) {
-  const std::string shown = value.is_structured() ? std::string("an ") + value.type_name()
-                                                  : printable(value.dump(-1, ' ', true, Json::error_handler_t::replace), 60);
+  const std::string shown = value.is_structured()
+                                ? std::string("an ") + value.type_name()
+                                : printable(value.dump(-1, ' ', true, Json::error_handler_t::replace), 60);
   fail("{}: '{}' is {}, expected {}", source, key, shown, expected);
 }
 
@@ -124,7 +125,8 @@ Json parse_json(std::string_view text, const std::string& source, const JsonLimi
 
 Json read_json_file(const std::filesystem::path& path, const JsonLimits& limits) {
   const auto file = MappedFile::open(path);
-  return parse_json({reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()}, path.string(), limits);
+  return parse_json({reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()},
+                    path.string(), limits);
 }
 
 int64_t json_int(const Json& object, const std::string& key, std::optional<int64_t> otherwise,
@@ -149,7 +151,8 @@ double json_number(const Json& object, const std::string& key, std::optional<dou
   return number;
 }
 
-bool json_bool(const Json& object, const std::string& key, std::optional<bool> otherwise, const std::string& source) {
+bool json_bool(const Json& object, const std::string& key, std::optional<bool> otherwise,
+               const std::string& source) {
   const Json* value = member(object, key, source);
   if (value == nullptr) return otherwise_or_fail(otherwise, key, source);
   if (!value->is_boolean()) wrong_type(*value, key, "true or false", source);

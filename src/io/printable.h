@@ -6,8 +6,8 @@
 
 namespace nibble {
 
-// `text` with everything but printable ASCII as \xNN, so that a file cannot send control sequences to a terminal, and cut
-// after `limit` characters of the original.
+// `text` with everything but printable ASCII as \xNN, so that a file cannot send control sequences to a
+// terminal, and cut after `limit` characters of the original.
 std::string printable(std::string_view text, size_t limit = 120);
 
 }  // namespace nibble

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "io/aligned_view.h"
 #include "io/json.h"
 #include "io/printable.h"
 
@@ -26,7 +27,8 @@ uint64_t read_offset(const Json& value, const std::string& where, const char* wh
 Shape read_shape(const Json& entry, const std::string& where) {
   const auto field = entry.find("shape");
   if (field == entry.end() || !field->is_array()) fail("{}: 'shape' must be an array", where);
-  if (field->size() > kMaxRank) fail("{}: shape has {} dimensions, at most {} are allowed", where, field->size(), kMaxRank);
+  if (field->size() > kMaxRank)
+    fail("{}: shape has {} dimensions, at most {} are allowed", where, field->size(), kMaxRank);
   Shape shape;
   for (const Json& extent : *field) {
     const uint64_t value = read_offset(extent, where, "dimensions in 'shape'");
@@ -44,10 +46,11 @@ Extent read_extent(const Json& entry, const std::string& where, size_t data_byte
   Extent extent;
   extent.begin = read_offset((*field)[0], where, "'data_offsets'");
   extent.end = read_offset((*field)[1], where, "'data_offsets'");
-  if (extent.begin > extent.end) fail("{}: data_offsets [{}, {}] run backwards", where, extent.begin, extent.end);
+  if (extent.begin > extent.end)
+    fail("{}: data_offsets [{}, {}] run backwards", where, extent.begin, extent.end);
   if (extent.end > data_bytes) {
-    fail("{}: data_offsets [{}, {}] lie outside the file, whose data has {} bytes", where, extent.begin, extent.end,
-         data_bytes);
+    fail("{}: data_offsets [{}, {}] lie outside the file, whose data has {} bytes", where, extent.begin,
+         extent.end, data_bytes);
   }
   return extent;
 }
@@ -80,16 +83,6 @@ std::map<std::string, std::string> read_metadata(const Json& object, const std::
   return metadata;
 }
 
-// A view of the bytes, or a copy of them where reading them in place as elements would be misaligned.
-Tensor make_tensor(DType dtype, Shape shape, const std::byte* data, const std::shared_ptr<const void>& owner) {
-  if (reinterpret_cast<uintptr_t>(data) % dtype_size(dtype) == 0) {
-    return Tensor::view(dtype, std::move(shape), data, owner);
-  }
-  Tensor copy = Tensor::empty(dtype, std::move(shape));
-  if (copy.bytes() > 0) std::memcpy(copy.mutable_raw(), data, copy.bytes());
-  return copy;
-}
-
 }  // namespace
 
 SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, std::shared_ptr<const void> owner,
@@ -101,14 +94,17 @@ SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, std::shared_
   }
   std::memcpy(&header_bytes, bytes.data(), sizeof(header_bytes));
   if (header_bytes > kMaxHeaderBytes) {
-    fail("{}: not a safetensors file: header length {} is above the limit of {}", source, header_bytes, kMaxHeaderBytes);
+    fail("{}: not a safetensors file: header length {} is above the limit of {}", source, header_bytes,
+         kMaxHeaderBytes);
   }
   if (header_bytes > bytes.size() - sizeof(header_bytes)) {
     fail("{}: truncated: the header has {} bytes but only {} follow", source, header_bytes,
          bytes.size() - sizeof(header_bytes));
   }
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + sizeof(header_bytes), header_bytes);
-  if (text.empty() || text.front() != '{') fail("{}: not a safetensors file: its header does not start with '{{'", source);
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + sizeof(header_bytes),
+                              header_bytes);
+  if (text.empty() || text.front() != '{')
+    fail("{}: not a safetensors file: its header does not start with '{{'", source);
   JsonLimits limits;
   limits.max_bytes = kMaxHeaderBytes;
   limits.max_depth = 4;
@@ -147,19 +143,20 @@ SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, std::shared_
     }
     int64_t needed = static_cast<int64_t>(dtype_size(*dtype));
     for (const int64_t dim : shape) {
-      if (__builtin_mul_overflow(needed, dim, &needed)) fail("{}: shape {} has too many elements", where, to_string(shape));
+      if (__builtin_mul_overflow(needed, dim, &needed))
+        fail("{}: shape {} has too many elements", where, to_string(shape));
     }
     if (static_cast<uint64_t>(needed) != extent.end - extent.begin) {
-      fail("{}: shape {} of {} needs {} bytes, data_offsets give it {}", where, to_string(shape), type_name, needed,
-           extent.end - extent.begin);
+      fail("{}: shape {} of {} needs {} bytes, data_offsets give it {}", where, to_string(shape), type_name,
+           needed, extent.end - extent.begin);
     }
     pending.push_back({&entry.key(), *dtype, std::move(shape), extent.begin});
   }
   check_tiling(std::move(extents), data.size(), source);
   // Only now, that no two tensors share bytes, is the memory that copies may take bounded by the file's size.
   for (Pending& tensor : pending) {
-    file.tensors.emplace(*tensor.name,
-                         make_tensor(tensor.dtype, std::move(tensor.shape), data.data() + tensor.begin, owner));
+    file.tensors.emplace(
+        *tensor.name, aligned_view(tensor.dtype, std::move(tensor.shape), data.data() + tensor.begin, owner));
   }
   return file;
 }

@@ -21,14 +21,15 @@ uint64_t declared_bytes(const SafetensorsWriter::Declaration& declaration, const
   int64_t bytes = static_cast<int64_t>(dtype_size(declaration.dtype));
   for (const int64_t extent : declaration.shape) {
     if (extent < 0 || __builtin_mul_overflow(bytes, extent, &bytes)) {
-      fail("{}: tensor '{}' cannot have shape {}", source, printable(declaration.name), to_string(declaration.shape));
+      fail("{}: tensor '{}' cannot have shape {}", source, printable(declaration.name),
+           to_string(declaration.shape));
     }
   }
   return static_cast<uint64_t>(bytes);
 }
 
-// Offsets within the data section. Multiples of 64 bytes first; then by falling element size, so that everything before a
-// tensor is a multiple of its element size.
+// Offsets within the data section. Multiples of 64 bytes first; then by falling element size, so that
+// everything before a tensor is a multiple of its element size.
 std::vector<uint64_t> lay_out(const std::vector<SafetensorsWriter::Declaration>& declarations,
                               const std::vector<uint64_t>& sizes, uint64_t* total) {
   std::vector<size_t> order(declarations.size());
@@ -78,7 +79,8 @@ struct SafetensorsWriter::State {
 
   void write_at(uint64_t position, const std::byte* data, size_t count) {
     while (count > 0) {
-      const ssize_t done = ::pwrite(descriptor, data, std::min(count, size_t{1} << 30), static_cast<off_t>(position));
+      const ssize_t done =
+          ::pwrite(descriptor, data, std::min(count, size_t{1} << 30), static_cast<off_t>(position));
       if (done < 0) {
         if (errno == EINTR) continue;
         fail_write("write", errno);
@@ -154,8 +156,10 @@ void SafetensorsWriter::close() {
     fail("{}: only {} of {} tensors were written, '{}' is the next", state.path.string(), state.written,
          state.declarations.size(), printable(state.declarations[state.written].name));
   }
-  // Without a reservation, trailing empty tensors would leave nothing to set the size; with one it is set already.
-  if (::ftruncate(state.descriptor, static_cast<off_t>(state.file_bytes)) != 0) state.fail_write("set its size", errno);
+  // Without a reservation, trailing empty tensors would leave nothing to set the size; with one it is set
+  // already.
+  if (::ftruncate(state.descriptor, static_cast<off_t>(state.file_bytes)) != 0)
+    state.fail_write("set its size", errno);
   if (::fsync(state.descriptor) != 0) state.fail_write("flush to the disk", errno);
   const int descriptor = std::exchange(state.descriptor, -1);
   if (::close(descriptor) != 0) {
