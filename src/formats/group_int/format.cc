@@ -211,7 +211,7 @@ bool can_fuse(const PackedLinear& a, const PackedLinear& b) {
          type_of(a, "scales") == type_of(b, "scales") && type_of(a, "zeros") == type_of(b, "zeros");
 }
 
-constexpr std::array kKernels = {&kGroupIntReference};
+constexpr std::array kKernels = {&kGroupIntAvx512, &kGroupIntAvx2, &kGroupIntReference};
 
 }  // namespace
 

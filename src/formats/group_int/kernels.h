@@ -5,6 +5,8 @@
 
 namespace nibble {
 
+extern const LinearKernel kGroupIntAvx512;
+extern const LinearKernel kGroupIntAvx2;
 extern const LinearKernel kGroupIntReference;
 
 }  // namespace nibble

@@ -7,11 +7,14 @@
 
 namespace nibble {
 
+int64_t group_int_row_bytes(int64_t columns, int bits) { return (columns * bits + 7) / 8; }
+
 GroupIntLayout group_int_layout(const PackedLinear& linear) {
   GroupIntLayout layout;
   layout.out_features = linear.out_features;
   layout.in_features = linear.in_features;
   layout.bits = static_cast<int>(linear.parameter("weight_bits", 0));
+  layout.symmetric_zero = static_cast<float>(1 << (layout.bits - 1));
   const int64_t group_size = linear.parameter("group_size", 0);
   layout.group_size = group_size == 0 ? linear.in_features : std::min(group_size, linear.in_features);
   layout.groups = (linear.in_features + layout.group_size - 1) / layout.group_size;
@@ -67,7 +70,7 @@ float group_int_scale(const GroupIntLayout& layout, int64_t row, int64_t group) 
 float group_int_zero(const GroupIntLayout& layout, int64_t row, int64_t group) {
   const int64_t at = row * layout.groups + group;
   if (layout.zeros_u8 != nullptr) return static_cast<float>(layout.zeros_u8[at]);
-  return layout.zeros_f32 != nullptr ? layout.zeros_f32[at] : layout.symmetric_zero();
+  return layout.zeros_f32 != nullptr ? layout.zeros_f32[at] : layout.symmetric_zero;
 }
 
 void group_int_dequantize_row(const GroupIntLayout& layout, int64_t row, float* weight) {

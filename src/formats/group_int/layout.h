@@ -1,5 +1,5 @@
 // The canonical layout of group_int (README.md) as plain pointers and numbers: what the kernels, the reference and the
-// unpacking code read. No standard containers, so that sources compiled per instruction set may include it.
+// unpacking code read. Nothing inline, so that sources compiled per instruction set may include it.
 #pragma once
 
 #include <cstddef>
@@ -23,13 +23,11 @@ struct GroupIntLayout {
   const float* scales_f32 = nullptr;
   const uint8_t* zeros_u8 = nullptr;      // [n, groups]; at most one of the two is set, none when symmetric
   const float* zeros_f32 = nullptr;
+  float symmetric_zero = 0;               // 2^(bits - 1), the zero of a linear without zeros
   const float* bias = nullptr;            // [n] or nullptr
-
-  // The zero of a symmetric linear: code 0 of two's complement.
-  float symmetric_zero() const { return static_cast<float>(1 << (bits - 1)); }
 };
 
-constexpr int64_t group_int_row_bytes(int64_t columns, int bits) { return (columns * bits + 7) / 8; }
+int64_t group_int_row_bytes(int64_t columns, int bits);
 
 // Of a linear that validate() accepted.
 GroupIntLayout group_int_layout(const PackedLinear& linear);

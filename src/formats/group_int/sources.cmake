@@ -1,1 +1,2 @@
-list(APPEND NIBBLE_FORMAT_SOURCES group_int/format.cc group_int/layout.cc group_int/reference.cc)
+list(APPEND NIBBLE_FORMAT_SOURCES group_int/cpu.cc group_int/format.cc group_int/layout.cc group_int/reference.cc)
+nibble_format_isa(group_int/cpu_kernels.isa.cc avx2 avx512vnni)
