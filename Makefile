@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 JOBS ?= $(shell scripts/jobs.sh)
 DEPENDENCIES ?= on
 dependencies = $(if $(filter off,$(DEPENDENCIES)),true,scripts/install_dependencies.sh)
-quietly = --log-level=WARNING
+quietly = --log-level=WARNING >/dev/null
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -26,9 +26,9 @@ build: dependencies  ## the program, at build/nibble
 # The tests of everything that reads foreign bytes run twice: in the release build, and under AddressSanitizer and
 # UndefinedBehaviorSanitizer in a second, small tree (cmake/sanitized_tests.cmake), both in one ctest run.
 test: dependencies  ## build everything and run all tests
-	@cmake --preset asan-ubsan $(quietly) -DNIBBLE_BENCHMARKS=OFF
+	@cmake --preset asan-ubsan -DNIBBLE_BENCHMARKS=OFF $(quietly)
 	@cmake --build build-asan -j $(JOBS) --target sanitized_tests
-	@cmake --preset release $(quietly) -DNIBBLE_SANITIZED_TREE=$(CURDIR)/build-asan
+	@cmake --preset release -DNIBBLE_SANITIZED_TREE=$(CURDIR)/build-asan $(quietly)
 	@cmake --build build -j $(JOBS)
 	@ctest --test-dir build --output-on-failure -j $(JOBS)
 
@@ -47,7 +47,7 @@ demo: build  ## quantize a real model, measure it against the original, and let 
 	@scripts/demo.sh
 
 bench: dependencies  ## the kernel benchmarks
-	@cmake --preset release $(quietly) -DNIBBLE_BENCHMARKS=ON
+	@cmake --preset release -DNIBBLE_BENCHMARKS=ON $(quietly)
 	@cmake --build build -j $(JOBS)
 	@for program in build/bench/*_bench; do "$$program"; done
 
@@ -56,12 +56,12 @@ bench-peer: build  ## tokens per second beside llama.cpp's, in alternating runs;
 	@python3 scripts/bench_peer.py
 
 asan: dependencies  ## all tests under AddressSanitizer and UBSan
-	@cmake --preset asan-ubsan $(quietly) -DNIBBLE_BENCHMARKS=OFF
+	@cmake --preset asan-ubsan -DNIBBLE_BENCHMARKS=OFF $(quietly)
 	@cmake --build build-asan -j $(JOBS)
 	@ctest --preset asan-ubsan -j $(JOBS)
 
 tsan: dependencies  ## all tests under ThreadSanitizer
-	@cmake --preset tsan $(quietly) -DNIBBLE_BENCHMARKS=OFF
+	@cmake --preset tsan -DNIBBLE_BENCHMARKS=OFF $(quietly)
 	@cmake --build build-tsan -j $(JOBS)
 	@ctest --preset tsan -j $(JOBS)
 
