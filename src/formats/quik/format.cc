@@ -1,4 +1,5 @@
-// The quik format: packing, validation and reading of the canonical layout (README.md). Kernels are in their own files.
+// The quik format: packing, validation and reading of the canonical layout (README.md). Kernels are in their
+// own files.
 #include "formats/format.h"
 
 #include <algorithm>
@@ -45,7 +46,8 @@ PackedLinear pack(const QuantizedWeight& weight, const std::string& name) {
   require(weight.scales.size() == static_cast<size_t>(n), name,
           format_text("{} scales given for {} rows", weight.scales.size(), n));
   require(weight.outlier_weights.size() == static_cast<size_t>(n * outliers), name,
-          format_text("{} outlier weights given for {} rows of {} columns", weight.outlier_weights.size(), n, outliers));
+          format_text("{} outlier weights given for {} rows of {} columns", weight.outlier_weights.size(), n,
+                      outliers));
   require(weight.bias.empty() || weight.bias.size() == static_cast<size_t>(n), name,
           format_text("a bias of {} values given for {} rows", weight.bias.size(), n));
   const int limit = 1 << (weight.weight_bits - 1);
@@ -86,7 +88,8 @@ PackedLinear pack(const QuantizedWeight& weight, const std::string& name) {
   return packed;
 }
 
-const Tensor& require_tensor(const PackedLinear& linear, const std::string& suffix, DType dtype, const Shape& shape) {
+const Tensor& require_tensor(const PackedLinear& linear, const std::string& suffix, DType dtype,
+                             const Shape& shape) {
   const Tensor* tensor = linear.find(suffix);
   if (tensor == nullptr) {
     fail("{}.{}: missing (expected {} {})", linear.name, suffix, dtype_name(dtype), to_string(shape));
@@ -107,9 +110,10 @@ T value_at(const Tensor& tensor, int64_t index) {
 
 void require_finite(const PackedLinear& linear, const std::string& suffix, const Tensor& tensor) {
   for (int64_t i = 0; i < tensor.elements(); ++i) {
-    const float value =
-        tensor.dtype() == DType::kF16 ? f16_to_float(value_at<uint16_t>(tensor, i)) : value_at<float>(tensor, i);
-    if (!std::isfinite(value)) fail("{}.{}: value {} is {}, expected a finite number", linear.name, suffix, i, value);
+    const float value = tensor.dtype() == DType::kF16 ? f16_to_float(value_at<uint16_t>(tensor, i))
+                                                      : value_at<float>(tensor, i);
+    if (!std::isfinite(value))
+      fail("{}.{}: value {} is {}, expected a finite number", linear.name, suffix, i, value);
   }
 }
 
@@ -122,12 +126,15 @@ void validate(const PackedLinear& linear) {
   }
   const int64_t outliers = linear.parameter("outlier_columns", -1);
   if (outliers < 0 || outliers > k / 2) {
-    fail("{}: parameter outlier_columns is {}, expected 0 to {} (at least half of the {} columns stay integer)",
-         linear.name, outliers, k / 2, k);
+    fail(
+        "{}: parameter outlier_columns is {}, expected 0 to {} (at least half of the {} columns stay "
+        "integer)",
+        linear.name, outliers, k / 2, k);
   }
   const int64_t k_int = k - outliers;
   if (k_int > kMaxIntegerColumns) {
-    fail("{}: {} integer columns, but quik sums at most {} products in 32 bits", linear.name, k_int, kMaxIntegerColumns);
+    fail("{}: {} integer columns, but quik sums at most {} products in 32 bits", linear.name, k_int,
+         kMaxIntegerColumns);
   }
   for (const auto& [key, value] : linear.parameters) {
     static constexpr std::array kKnown = {"weight_bits", "activation_bits", "outlier_columns"};
@@ -161,15 +168,16 @@ void validate(const PackedLinear& linear) {
   for (int64_t row = 0; row < n; ++row) {
     const float scale = value_at<float>(scales, row);
     if (!(std::isfinite(scale) && scale >= 0)) {
-      fail("{}.scales: value {} is {}, expected a finite number that is not negative", linear.name, row, scale);
+      fail("{}.scales: value {} is {}, expected a finite number that is not negative", linear.name, row,
+           scale);
     }
   }
   int64_t previous = -1;
   for (int64_t i = 0; i < outliers; ++i) {
     const int32_t column = value_at<int32_t>(columns, i);
     if (column <= previous || column >= k) {
-      fail("{}.outlier_columns: value {} is {}, expected ascending column numbers from 0 to {}", linear.name, i, column,
-           k - 1);
+      fail("{}.outlier_columns: value {} is {}, expected ascending column numbers from 0 to {}", linear.name,
+           i, column, k - 1);
     }
     previous = column;
   }
@@ -192,10 +200,13 @@ void dequantize_rows(const PackedLinear& linear, int64_t first, int64_t count, f
   }
 }
 
-void dequantize(const PackedLinear& linear, float* weight) { dequantize_rows(linear, 0, linear.out_features, weight); }
+void dequantize(const PackedLinear& linear, float* weight) {
+  dequantize_rows(linear, 0, linear.out_features, weight);
+}
 
 std::string arithmetic(const PackedLinear& linear) {
-  return format_text("int{}xint{}->int32", linear.parameter("weight_bits", 0), linear.parameter("activation_bits", 0));
+  return format_text("int{}xint{}->int32", linear.parameter("weight_bits", 0),
+                     linear.parameter("activation_bits", 0));
 }
 
 int code_bits(const PackedLinear& linear) { return static_cast<int>(linear.parameter("weight_bits", 0)); }
@@ -203,7 +214,8 @@ int code_bits(const PackedLinear& linear) { return static_cast<int>(linear.param
 std::map<int, double> multiply_adds(const PackedLinear& linear) {
   const int64_t outliers = linear.parameter("outlier_columns", 0);
   const double n = static_cast<double>(linear.out_features);
-  std::map<int, double> counts = {{code_bits(linear), n * static_cast<double>(linear.in_features - outliers)}};
+  std::map<int, double> counts = {
+      {code_bits(linear), n * static_cast<double>(linear.in_features - outliers)}};
   if (outliers > 0) counts.emplace(16, n * static_cast<double>(outliers));
   return counts;
 }

@@ -17,7 +17,9 @@ int8_t signed_nibble(uint8_t bits) { return static_cast<int8_t>(static_cast<int8
 
 }  // namespace
 
-int64_t packed_row_bytes(int64_t k_int, int weight_bits) { return weight_bits == 4 ? (k_int + 1) / 2 : k_int; }
+int64_t packed_row_bytes(int64_t k_int, int weight_bits) {
+  return weight_bits == 4 ? (k_int + 1) / 2 : k_int;
+}
 
 void pack_row(const int8_t* codes, int64_t k_int, int weight_bits, uint8_t* packed) {
   if (weight_bits == 8) {

@@ -16,11 +16,11 @@ struct Layout {
   int weight_bits = 0, activation_bits = 0;
   const uint8_t* codes = nullptr;  // [n, code_row_bytes], packed as in the file
   int64_t code_row_bytes = 0;
-  std::vector<float> scales;             // [n]
-  std::vector<int32_t> outlier_columns;  // [n_o]
-  std::vector<int32_t> integer_columns;  // [k_int]
-  std::vector<uint16_t> outlier_weights; // F16 bits [n, n_o]
-  std::vector<float> bias;               // [n], zeros when the linear has none
+  std::vector<float> scales;              // [n]
+  std::vector<int32_t> outlier_columns;   // [n_o]
+  std::vector<int32_t> integer_columns;   // [k_int]
+  std::vector<uint16_t> outlier_weights;  // F16 bits [n, n_o]
+  std::vector<float> bias;                // [n], zeros when the linear has none
 
   int64_t outliers() const { return static_cast<int64_t>(outlier_columns.size()); }
   // Codes of one row, [k_int].

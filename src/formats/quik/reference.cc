@@ -1,4 +1,5 @@
-// quik-reference: the definition of the format as plain loops, on any machine. Every other kernel is held to it.
+// quik-reference: the definition of the format as plain loops, on any machine. Every other kernel is held to
+// it.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -81,7 +82,7 @@ class ReferenceOp final : public LinearOp {
         for (int64_t row = 0; row < part.layout.n; ++row) {
           const int32_t corrected = accumulator(part, row, token_codes) - range.zero * part.sums[row];
           y[token * y_stride + part.first + row] =
-              range.scale * part.layout.scales[row] * static_cast<float>(corrected) +
+              range.scale * static_cast<float>(corrected) * part.layout.scales[row] +
               outlier_product(part.layout, row, input) + part.layout.bias[row];
         }
       }

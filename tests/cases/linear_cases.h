@@ -1,0 +1,307 @@
+// Shapes, weights and inputs of linears, shared by the conformance tests of every format and by the
+// benchmarks. Everything is a pure function of its arguments: the same case is the same numbers everywhere.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <ostream>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/half.h"
+#include "formats/format.h"
+
+namespace nibble::cases {
+
+enum class Codes {
+  kRandom,     // uniform over the codes; where there are four rows, row 1 is all zero and row 2 has scale 0
+  kLowest,     // every code -2^(b-1): with the highest activation codes, the largest possible sums
+  kAlternate,  // lowest and highest code in turn
+};
+
+// One kind of token after the other, starting with `first_token`.
+enum class Token { kNormal, kAllZero, kPositive, kNegative, kTies, kHighest, kTiny, kCount };
+
+struct LinearCase {
+  int64_t n, k, outliers, tokens;
+  bool bias = false;
+  Codes codes = Codes::kRandom;
+  Token first_token = Token::kNormal;
+
+  std::string name() const {
+    return std::to_string(n) + "x" + std::to_string(k) + " outliers " + std::to_string(outliers) +
+           " tokens " + std::to_string(tokens) + (bias ? " bias" : "") + " codes " +
+           std::to_string(static_cast<int>(codes)) + " first token " +
+           std::to_string(static_cast<int>(first_token));
+  }
+};
+
+inline const std::vector<LinearCase>& linear_cases() {
+  static const std::vector<LinearCase> cases = {
+      // One row, one column, and both.
+      {1, 1, 0, 1},
+      {1, 1, 0, 3, true, Codes::kLowest, Token::kHighest},
+      {1, 37, 1, 2, true},
+      {5, 1, 0, 7, false, Codes::kRandom, Token::kTies},
+      {1, 600, 0, 17},
+      // Odd widths, rows that are no multiple of 16, k_int odd and even.
+      {3, 7, 2, 6, true},
+      {15, 63, 0, 3},
+      {16, 64, 0, 1},
+      {17, 65, 1, 2, true},
+      {31, 127, 63, 6, false, Codes::kRandom, Token::kTies},
+      {33, 129, 32, 7, true, Codes::kRandom, Token::kPositive},
+      {47, 95, 47, 16},
+      {48, 576, 64, 17, true},
+      {64, 576, 0, 33},
+      {65, 193, 96, 33, true, Codes::kRandom, Token::kNegative},
+      {100, 257, 1, 129},
+      {96, 640, 32, 129, true},
+      {130, 1030, 33, 40},
+      // Single tokens of every kind, where decoding takes the paths of one row.
+      {40, 200, 32, 1, true, Codes::kRandom, Token::kAllZero},
+      {40, 200, 0, 1, false, Codes::kRandom, Token::kPositive},
+      {40, 200, 32, 1, true, Codes::kRandom, Token::kNegative},
+      {40, 201, 1, 1, false, Codes::kRandom, Token::kTies},
+      {40, 200, 100, 1, true, Codes::kRandom, Token::kTiny},
+      {200, 320, 32, 4, true},
+      {200, 320, 32, 5},
+      {200, 320, 32, 8, true},
+      // Saturated codes.
+      {20, 1000, 0, 7, false, Codes::kLowest, Token::kHighest},
+      {20, 1000, 31, 35, true, Codes::kAlternate, Token::kHighest},
+      {33, 4100, 4, 18, true, Codes::kLowest, Token::kHighest},
+      {2, 65536, 0, 1, false, Codes::kLowest, Token::kHighest},
+  };
+  return cases;
+}
+
+inline std::vector<float> normal_floats(size_t count, uint32_t seed, float deviation = 1.0f) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal(0.0f, deviation);
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(generator);
+  return values;
+}
+
+// Outlier columns spread over [0, k): ascending, unique, the first and last column among them where there are
+// several.
+inline std::vector<int32_t> spread_columns(int64_t k, int64_t count) {
+  std::vector<int32_t> columns;
+  for (int64_t i = 0; i < count; ++i) {
+    columns.push_back(static_cast<int32_t>(count == 1 ? k / 2 : i * (k - 1) / (count - 1)));
+  }
+  return columns;
+}
+
+// How a quantizer would set up a weight.
+struct WeightSpec {
+  int weight_bits = 4;
+  int activation_bits = 16;
+  int64_t group_size = 0;
+  bool zeros = false;
+
+  std::string name() const {
+    return "w" + std::to_string(weight_bits) + "a" + std::to_string(activation_bits) +
+           (group_size > 0 ? "g" + std::to_string(group_size) : "") + (zeros ? "z" : "");
+  }
+};
+
+inline QuantizedWeight make_weight(const LinearCase& shape, const WeightSpec& spec, bool with_outliers) {
+  QuantizedWeight weight;
+  weight.out_features = shape.n;
+  weight.in_features = shape.k;
+  weight.weight_bits = spec.weight_bits;
+  weight.activation_bits = spec.activation_bits;
+  weight.group_size = spec.group_size;
+  if (with_outliers) weight.outlier_columns = spread_columns(shape.k, shape.outliers);
+  const int64_t k_int = weight.integer_columns();
+  const int64_t groups = spec.group_size == 0 ? 1 : (k_int + spec.group_size - 1) / spec.group_size;
+  const uint32_t seed =
+      static_cast<uint32_t>(shape.n * 7919 + shape.k * 104729 + shape.outliers * 31 + spec.weight_bits);
+  std::mt19937 generator(seed);
+  const int limit = 1 << (spec.weight_bits - 1);
+  std::uniform_int_distribution<int> code(-limit, limit - 1);
+  const bool special_rows = shape.codes == Codes::kRandom && shape.n >= 4;
+  weight.codes.resize(static_cast<size_t>(shape.n * k_int));
+  for (int64_t row = 0; row < shape.n; ++row) {
+    for (int64_t j = 0; j < k_int; ++j) {
+      int value = code(generator);
+      if (special_rows && row == 1) value = 0;
+      if (shape.codes == Codes::kLowest) value = -limit;
+      if (shape.codes == Codes::kAlternate) value = (row + j) % 2 == 0 ? -limit : limit - 1;
+      weight.codes[row * k_int + j] = static_cast<int8_t>(value);
+    }
+  }
+  std::uniform_real_distribution<float> scale(0.001f, 0.1f);
+  weight.scales.resize(static_cast<size_t>(shape.n * groups));
+  // Rounded to 16 bits, which a format may use to store them.
+  for (float& value : weight.scales) value = f16_to_float(float_to_f16(scale(generator)));
+  if (special_rows) weight.scales[2 * groups] = 0.0f;
+  if (spec.zeros) {
+    std::uniform_int_distribution<int> zero(-limit, limit - 1);
+    weight.zeros.resize(weight.scales.size());
+    for (float& value : weight.zeros) value = static_cast<float>(zero(generator));
+  }
+  weight.outlier_weights =
+      normal_floats(static_cast<size_t>(shape.n) * weight.outlier_columns.size(), seed + 1, 0.05f);
+  for (float& value : weight.outlier_weights) value = f16_to_float(float_to_f16(value));
+  if (shape.bias) weight.bias = normal_floats(static_cast<size_t>(shape.n), seed + 2, 0.5f);
+  return weight;
+}
+
+// [tokens, k]. `activation_bits` shapes the kTies tokens: their quotients x/s lie exactly halfway between
+// integers.
+inline std::vector<float> make_input(const LinearCase& shape, int activation_bits) {
+  std::vector<float> x = normal_floats(static_cast<size_t>(shape.tokens * shape.k),
+                                       static_cast<uint32_t>(shape.k * 13 + shape.tokens));
+  const std::vector<int32_t> outliers = spread_columns(shape.k, shape.outliers);
+  std::vector<bool> is_outlier(static_cast<size_t>(shape.k));
+  for (const int32_t column : outliers) is_outlier[column] = true;
+  for (int64_t t = 0; t < shape.tokens; ++t) {
+    float* row = x.data() + t * shape.k;
+    const int kinds = static_cast<int>(Token::kCount);
+    switch (static_cast<Token>((static_cast<int>(shape.first_token) + t) % kinds)) {
+      case Token::kAllZero:
+        for (int64_t j = 0; j < shape.k; ++j) row[j] = is_outlier[j] ? row[j] : (j % 2 == 0 ? 0.0f : -0.0f);
+        break;
+      case Token::kPositive:
+        for (int64_t j = 0; j < shape.k; ++j) row[j] = row[j] < 0 ? -row[j] : row[j];
+        break;
+      case Token::kNegative:
+        for (int64_t j = 0; j < shape.k; ++j) row[j] = row[j] > 0 ? -row[j] : row[j];
+        break;
+      case Token::kTies: {
+        // With the whole range present, s is exactly `step`; other values are odd multiples of step / 2.
+        const int levels = (1 << (activation_bits == 4 ? 4 : 8)) - 1;
+        const float step = 0.125f;
+        for (int64_t j = 0; j < shape.k; ++j) {
+          const int64_t halves = (t * 3 + j * 5) % (2 * levels) - levels;
+          row[j] = static_cast<float>(halves / 2 * 2 + 1) * step / 2;
+        }
+        int ends = 0;
+        for (int64_t j = 0; j < shape.k && ends < 2; ++j) {
+          if (is_outlier[j]) continue;
+          row[j] = step * static_cast<float>(ends == 0 ? -(levels / 2) : levels - levels / 2);
+          ++ends;
+        }
+        for (int64_t j = 0; j < shape.k; ++j) {
+          const float lo = -step * static_cast<float>(levels / 2),
+                      hi = lo + step * static_cast<float>(levels);
+          row[j] = row[j] < lo ? lo : row[j] > hi ? hi : row[j];
+        }
+        break;
+      }
+      case Token::kHighest:
+        for (int64_t j = 0; j < shape.k; ++j) row[j] = 3.0f;
+        break;
+      case Token::kTiny:
+        // Subnormal steps: the quotients leave the range of the codes.
+        for (int64_t j = 0; j < shape.k; ++j) row[j] *= 1e-44f;
+        break;
+      default:
+        break;
+    }
+    // Outlier columns are large, as in real models.
+    for (const int32_t column : outliers) row[column] *= 20.0f;
+  }
+  return x;
+}
+
+// What a format is tested on: a way to make a PackedLinear for a case.
+struct Subject {
+  const LinearFormat* format = nullptr;
+  std::string name;  // "quik w4a4"
+  int activation_bits = 16;
+  bool outliers = false;  // keeps outlier columns; else every column is an integer (or float) one
+  std::function<PackedLinear(const LinearCase&, const std::string& name)> make;
+  // The codes that were packed, for formats that hold codes.
+  std::function<QuantizedWeight(const LinearCase&)> weight;
+
+  // How GoogleTest names it in failures.
+  friend void PrintTo(const Subject& subject, std::ostream* out) { *out << subject.name; }
+};
+
+inline PackedLinear make_dense(const LinearFormat* format, DType dtype, const LinearCase& shape,
+                               const std::string& name) {
+  PackedLinear linear;
+  linear.format = format;
+  linear.name = name;
+  linear.out_features = shape.n;
+  linear.in_features = shape.k;
+  const std::vector<float> values = normal_floats(static_cast<size_t>(shape.n * shape.k), 77, 0.05f);
+  Tensor weight = Tensor::empty(dtype, {shape.n, shape.k});
+  if (dtype == DType::kF32) {
+    std::memcpy(weight.mutable_raw(), values.data(), weight.bytes());
+  } else {
+    for (size_t i = 0; i < values.size(); ++i) {
+      weight.mutable_data<uint16_t>()[i] =
+          dtype == DType::kF16 ? float_to_f16(values[i]) : float_to_bf16(values[i]);
+    }
+  }
+  linear.tensors.emplace("weight", std::move(weight));
+  if (shape.bias) {
+    linear.tensors.emplace(
+        "bias", Tensor::copy_of<float>({shape.n}, normal_floats(static_cast<size_t>(shape.n), 78)));
+  }
+  return linear;
+}
+
+inline Subject coded_subject(const LinearFormat* format, const WeightSpec& spec, bool outliers) {
+  const auto weight = [spec, outliers](const LinearCase& shape) {
+    return make_weight(shape, spec, outliers);
+  };
+  return {format,
+          std::string(format->name) + " " + spec.name(),
+          spec.activation_bits,
+          outliers,
+          [format, weight](const LinearCase& shape, const std::string& name) {
+            return format->pack(weight(shape), name);
+          },
+          weight};
+}
+
+// Every format with every setting that its kernels distinguish. A format that is missing here has no
+// subjects, which the conformance test reports as a failure.
+inline std::vector<Subject> subjects() {
+  std::vector<Subject> all;
+  for (const LinearFormat* format : all_formats()) {
+    const std::string name = format->name;
+    if (name == "quik") {
+      for (const WeightSpec& spec :
+           {WeightSpec{4, 4}, WeightSpec{4, 8}, WeightSpec{8, 8}, WeightSpec{8, 4}}) {
+        all.push_back(coded_subject(format, spec, true));
+      }
+    } else if (name == "group_int") {
+      for (const int bits : {2, 3, 4, 8}) {
+        for (const int64_t group : {0, 32, 128}) {
+          all.push_back(coded_subject(format, {bits, 16, group, bits == 3 || group == 32}, false));
+        }
+      }
+      all.push_back(coded_subject(format, {4, 16, 7, true}, false));
+    } else if (name == "dense") {
+      for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+        all.push_back({format, name + " " + std::string(dtype_name(dtype)), 16, false,
+                       [format, dtype](const LinearCase& shape, const std::string& linear) {
+                         return make_dense(format, dtype, shape, linear);
+                       },
+                       nullptr});
+      }
+    }
+  }
+  return all;
+}
+
+// Linears of real models, for benchmarks: {out, in, outlier columns by the rule of the quik recipes}.
+struct BenchShape {
+  const char* name;
+  int64_t n, k, outliers;
+};
+inline constexpr BenchShape kBenchShapes[] = {
+    {"smollm2.qkv", 960, 576, 64},    {"smollm2.o", 576, 576, 64},     {"smollm2.gate_up", 3072, 576, 64},
+    {"smollm2.down", 576, 1536, 128}, {"square4096", 4096, 4096, 256},
+};
+
+}  // namespace nibble::cases
