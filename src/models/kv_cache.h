@@ -1,20 +1,12 @@
-// Keys and values of one sequence. Attention reads them page by page through this interface, so that a paged cache can
+// Keys and values of one sequence. Attention reads them tile by tile through this interface, so that a paged cache can
 // take the place of the contiguous one without a change to the model.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <vector>
 
 namespace nibble {
-
-// `count` consecutive positions of one layer and head: keys and values [count, head_dim] as F16 bits.
-struct KvPage {
-  const uint16_t* keys;
-  const uint16_t* values;
-  int64_t first_position;
-  int64_t count;
-};
 
 class SequenceCache {
  public:
@@ -23,12 +15,14 @@ class SequenceCache {
   virtual int64_t length() const = 0;    // positions filled in every layer
   virtual void set_length(int64_t positions) = 0;  // truncates, or publishes what all layers have appended
 
-  // Writes positions [first, first + count) of `layer`: rows of keys and values, kv_heads * head_dim floats each, row
-  // stride `stride`.
+  // Writes positions [first, first + count) of `layer`, rounded to F16: rows of keys and values, kv_heads * head_dim floats
+  // each, row stride `stride`. Threads may write disjoint positions at the same time.
   virtual void write(int64_t layer, int64_t first, int64_t count, const float* keys, const float* values,
                      int64_t stride) = 0;
-  virtual int64_t page_count(int64_t layer) const = 0;
-  virtual KvPage page(int64_t layer, int64_t kv_head, int64_t page) const = 0;
+  // For each i in [0, count): where positions [i * kKeyTile, (i + 1) * kKeyTile) of one head are, F16 [kKeyTile, head_dim]
+  // each. Only what was written may be read.
+  virtual void tiles(int64_t layer, int64_t kv_head, int64_t count, const uint16_t** keys,
+                     const uint16_t** values) const = 0;
   virtual size_t bytes() const = 0;
 };
 

@@ -49,8 +49,14 @@ struct Block {
   std::vector<std::unique_ptr<SubLayer>> sublayers;
 };
 
+struct NormWeights {
+  Tensor weight, bias;  // F32 [size]; the bias is undefined for an RMS norm
+};
+
+class RopeTable;
+
 struct BuildOptions {
-  int64_t context_length = 0;  // for the rope tables; 0: the model's own
+  int64_t context_length = 0;  // positions that can be used; 0: the model's own
 };
 
 class Model {
@@ -58,7 +64,8 @@ class Model {
   // Builds everything and prepares kernels: ready to run.
   static std::unique_ptr<Model> load(const Checkpoint& checkpoint, ThreadPool& pool, const BuildOptions& options = {});
 
-  // Builds embedding, final norm and head only; blocks come one at a time from load_block(). For quantization.
+  // Builds embedding, final norm and head only; blocks come one at a time from load_block(). For quantization: throws
+  // Error naming the tensor where a float weight is NaN or infinite. The checkpoint must outlive the model.
   static std::unique_ptr<Model> load_shell(const Checkpoint& checkpoint, ThreadPool& pool, const BuildOptions& options = {});
   // Block `layer` with the checkpoint's weights, prepared.
   Block load_block(int64_t layer, ThreadPool& pool) const;
@@ -75,7 +82,8 @@ class Model {
   void embed(std::span<const int32_t> ids, float* hidden) const;
   // In place through all blocks.
   void run_blocks(float* hidden, const RunContext& context) const;
-  // logits [rows, vocabulary] of the given rows of hidden (all rows when `rows` is empty).
+  // logits [rows, vocabulary] of the given rows of hidden (all `tokens` rows when `rows` is empty). Throws Error, naming the
+  // tensor at fault where one is, when a logit is NaN or infinite.
   void logits(const float* hidden, std::span<const int64_t> rows, int64_t tokens, float* out, Scratch& scratch,
               ThreadPool& pool) const;
 
@@ -87,13 +95,16 @@ class Model {
 
  private:
   friend struct ModelBuilder;
+  [[noreturn]] void fail_not_finite() const;
+
   ModelSpec spec_;
-  const Checkpoint* checkpoint_ = nullptr;  // must outlive a shell
+  std::string source_;                      // path of the checkpoint, for messages
+  const Checkpoint* checkpoint_ = nullptr;  // of a shell
   std::shared_ptr<const PackedLinear> embedding_;
   std::vector<Block> blocks_;
-  Tensor final_norm_weight_, final_norm_bias_;
+  NormWeights final_norm_;
   std::unique_ptr<LinearGroup> head_;
-  std::shared_ptr<const void> rope_;  // tables shared by all attention sub-layers
+  std::shared_ptr<const RopeTable> rope_;  // shared by all attention sub-layers
 };
 
 }  // namespace nibble
