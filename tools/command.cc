@@ -1,0 +1,81 @@
+#include "command.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "base/log.h"
+
+namespace nibble {
+
+std::shared_ptr<CommonOptions> add_common_options(CLI::App& command) {
+  auto options = std::make_shared<CommonOptions>();
+  command.add_flag("--json", options->json, "Print one JSON object on standard output");
+  command
+      .add_option("-t,--threads", options->threads,
+                  "Threads to compute with (default: the cores this process may use)")
+      ->check(CLI::Range(1, 1024))
+      ->type_name("N");
+  command.add_option("--device", options->device, "cpu, cuda[:N] or auto (default)")->type_name("DEVICE");
+  command.add_flag("-v,--verbose", options->verbose, "Say more about what is going on");
+  return options;
+}
+
+void CommonOptions::apply() const {
+  set_log_level(verbose ? LogLevel::kDebug : LogLevel::kInfo);
+  if (device == "cpu" || device == "auto") return;
+  const std::string_view name = device;
+  const bool cuda = name == "cuda" || (name.rfind("cuda:", 0) == 0 && name.size() > 5 && name.size() < 9 &&
+                                       name.find_first_not_of("0123456789", 5) == std::string_view::npos);
+  if (!cuda) fail_usage("--device {}: expected cpu, cuda, cuda:N or auto", device);
+  fail("--device {}: this program was built without CUDA; use --device cpu", device);
+}
+
+void add_model_argument(CLI::App& command, std::filesystem::path* model) {
+  command.add_option("MODEL", *model, "Hugging Face folder, GGUF file or nibble folder")->required()->type_name("");
+}
+
+void set_examples(CLI::App& command, std::initializer_list<const char*> lines) {
+  std::string text = "Examples:";
+  for (const char* line : lines) text += std::string("\n  ") + line;
+  command.footer(text);
+}
+
+void write_output(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size()) return;
+  const int reason = errno;
+  if (reason == EPIPE) throw OutputClosed();
+  fail("standard output: cannot write: {}", std::strerror(reason));
+}
+
+void flush_output() {
+  if (std::fflush(stdout) == 0) return;
+  const int reason = errno;
+  if (reason == EPIPE) throw OutputClosed();
+  fail("standard output: cannot write: {}", std::strerror(reason));
+}
+
+std::string read_text(const std::filesystem::path& path) {
+  if (path == "-") {
+    std::ostringstream text;
+    text << std::cin.rdbuf();
+    throw_if_interrupted();
+    if (std::cin.bad()) fail("standard input: cannot read");
+    return std::move(text).str();
+  }
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) fail("{}: is a folder, expected a text file", path.string());
+  std::ifstream file(path, std::ios::binary);
+  if (!file) fail("{}: cannot open: {}", path.string(), std::strerror(errno));
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (file.bad()) fail("{}: cannot read", path.string());
+  return std::move(text).str();
+}
+
+}  // namespace nibble

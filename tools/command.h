@@ -1,0 +1,63 @@
+// What the program's subcommands share. A subcommand is one file with an add_<name>() and one line in main.cc's table.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "base/thread_pool.h"
+
+namespace nibble {
+
+// Exit codes of the contract. Failures throw Error; main() turns them into kExitFailed, UsageError into kExitUsage and
+// Interrupted into kExitInterrupted.
+inline constexpr int kExitDone = 0;
+inline constexpr int kExitFailed = 1;
+inline constexpr int kExitUsage = 2;
+inline constexpr int kExitInterrupted = 130;
+
+// Runs a subcommand after its options were parsed; returns the exit code.
+using Action = std::function<int()>;
+
+// Adds a subcommand's options to its CLI::App. Values live in what the returned action captures.
+using AddCommand = Action (*)(CLI::App& command);
+
+// Options that every command has.
+struct CommonOptions {
+  bool json = false;  // results as one JSON object on standard output
+  int threads = 0;    // 0: available_cores()
+  std::string device = "auto";
+  bool verbose = false;
+
+  // Checks the device and sets the log level: to be called first by an action. Throws Error for a device that this program
+  // cannot use.
+  void apply() const;
+};
+std::shared_ptr<CommonOptions> add_common_options(CLI::App& command);
+// The positional MODEL, required.
+void add_model_argument(CLI::App& command, std::filesystem::path* model);
+// The examples at the end of a help text, one command line each.
+void set_examples(CLI::App& command, std::initializer_list<const char*> lines);
+
+// Standard output. A reader that went away (a closed pipe) ends the program quietly: OutputClosed passes through main().
+class OutputClosed {};
+// Throws OutputClosed, or Error when writing fails for another reason (a full disk).
+void write_output(std::string_view text);
+void flush_output();
+
+// The whole content of a file, or of standard input for "-". Throws Error naming it.
+std::string read_text(const std::filesystem::path& path);
+
+Action add_run(CLI::App& command);
+Action add_perplexity(CLI::App& command);
+Action add_logits(CLI::App& command);
+Action add_tokenize(CLI::App& command);
+Action add_inspect(CLI::App& command);
+Action add_bench(CLI::App& command);
+Action add_doctor(CLI::App& command);
+
+}  // namespace nibble
