@@ -27,7 +27,8 @@ inline int64_t load_64(const uint8_t* p) {
   return bits;
 }
 
-// Decodes units of one row whose columns share `scale` and `zero`. kScaled: the weights themselves, else u - zero.
+// Decodes units of one row whose columns share a scale and a zero point. kScaled: to the weights themselves; else to
+// u - zero, for integer zeros only.
 template <int kBits, bool kScaled>
 struct Decoder;
 
@@ -74,8 +75,8 @@ struct Decoder<4, kScaled> {
   }
 };
 
-template <bool kScaled>
-struct Decoder<8, kScaled> {
+template <>
+struct Decoder<8, true> {
   Vec zeros, scales;
   void set(float scale, float zero_point) {
     zeros = set1(zero_point);
@@ -83,8 +84,21 @@ struct Decoder<8, kScaled> {
   }
   Unit decode(const uint8_t* p) const {
     const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const Vec weight = sub(_mm512_cvtepi32_ps(codes), zeros);
-    return {{kScaled ? mul(weight, scales) : weight}};
+    return {{mul(sub(_mm512_cvtepi32_ps(codes), zeros), scales)}};
+  }
+};
+
+template <>
+struct Decoder<8, false> {
+  Vec zeros;
+  // The zero point is an integer, so that its sum with 2^23 is exact.
+  void set(float, float zero_point) { zeros = set1(0x1p23f + zero_point); }
+  Unit decode(const uint8_t* p) const {
+    // A code in the lowest byte of the bits of 2^23 makes 2^23 + code: one shuffle widens and converts.
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i widened = _mm512_mask_shuffle_epi8(_mm512_set1_epi32(0x4b000000), 0x1111111111111111u, bytes, index);
+    return {{sub(_mm512_castsi512_ps(widened), zeros)}};
   }
 };
 
@@ -152,16 +166,24 @@ struct Decoder<3, kScaled> {
 
 // Sixteen weights do not fit an 8-entry table: codes are converted instead.
 template <bool kScaled>
-struct Converter {
+struct Converter;
+
+template <>
+struct Converter<true> {
   Vec zeros, scales;
   void set(float scale, float zero_point) {
     zeros = set1(zero_point);
     scales = set1(scale);
   }
-  Vec weights(__m256i codes) const {
-    const Vec weight = sub(_mm256_cvtepi32_ps(codes), zeros);
-    return kScaled ? mul(weight, scales) : weight;
-  }
+  Vec weights(__m256i codes) const { return mul(sub(_mm256_cvtepi32_ps(codes), zeros), scales); }
+};
+
+template <>
+struct Converter<false> {
+  __m256i zeros;
+  // The zero point is an integer; integer subtraction leaves the ports of the multiplications free.
+  void set(float, float zero_point) { zeros = _mm256_set1_epi32(static_cast<int>(zero_point)); }
+  Vec weights(__m256i codes) const { return _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zeros)); }
 };
 
 template <bool kScaled>
@@ -215,6 +237,13 @@ constexpr int kGemvRows = 4;
 constexpr int kTileTokens = 3;
 // Ahead of the rows in work; far enough for memory, near enough to stay in the first-level cache until used.
 constexpr int64_t kPrefetchBytes = 4096;
+
+// A load that the compiler does not repeat as the memory operand of every use: the tile below would be bound by loads.
+inline Vec load_once(const float* p) {
+  Vec v = load(p);
+  asm("" : "+v"(v));
+  return v;
+}
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -271,27 +300,26 @@ void gemv_rows(const GroupIntLayout& layout, int64_t first, int64_t rows, const 
     }
   };
 
+  int64_t at = 0;  // bytes of each row that are done; groups start at whole units
   for (int64_t group = 0; group < layout.groups; ++group) {
 #pragma GCC unroll 4
     for (int r = 0; r < kGemvRows; ++r) {
       decoder[r].set(kScaled ? scale_at(layout, row[r], group) : 1.0f, zero_at(layout, row[r], group));
     }
-    const int64_t begin = group * layout.group_size;
-    const int64_t end = smaller(layout.in_features, begin + layout.group_size);
-    int64_t j = begin;
-    for (; j + kGroupIntUnit <= end; j += kGroupIntUnit) {
+    const int64_t columns = smaller(layout.group_size, layout.in_features - group * layout.group_size);
+    for (int64_t unit = columns / kGroupIntUnit; unit > 0; --unit) {
       prefetch(ahead);
       ahead += kGemvRows * kUnitBytes;
-      const int64_t at = j / kGroupIntUnit * kUnitBytes;
       const uint8_t* const p[kGemvRows] = {codes[0] + at, codes[1] + at, codes[2] + at, codes[3] + at};
-      add_unit(p, x + j);
+      add_unit(p, x);
+      at += kUnitBytes;
+      x += kGroupIntUnit;
     }
-    if (j < end) {
-      const int64_t at = j / kGroupIntUnit * kUnitBytes;
+    if (columns % kGroupIntUnit != 0) {
       alignas(16) uint8_t buffers[kGemvRows][16];
       const uint8_t* p[kGemvRows];
       for (int r = 0; r < kGemvRows; ++r) p[r] = tail_unit(codes[r] + at, layout.row_bytes - at, buffers[r]);
-      add_unit(p, x + j);
+      add_unit(p, x);
     }
   }
 
@@ -330,8 +358,8 @@ void gemv_bits(const GroupIntLayout& layout, int64_t first, int64_t rows, const 
 
 void gemv(const GroupIntLayout& layout, int64_t first, int64_t rows, const float* x, int64_t tokens, float* y,
           int64_t y_stride) {
-  // One scale per row leaves the sum; group scales are folded into the decoded weights.
-  const bool scaled = layout.groups > 1;
+  // One scale per row multiplies the sum; group scales are folded into the decoded weights.
+  const bool scaled = layout.groups > 1 || layout.zeros_f32 != nullptr;
   switch (layout.bits * 2 + scaled) {
     case 4: return gemv_bits<2, false>(layout, first, rows, x, tokens, y, y_stride);
     case 5: return gemv_bits<2, true>(layout, first, rows, x, tokens, y, y_stride);
@@ -382,7 +410,7 @@ void multiply_tile(const float* panel, int64_t depth, const float* x, int64_t x_
     for (int t = 0; t < kTokens; ++t) token[t] = load(x + t * x_stride + j);
 #pragma GCC unroll 8
     for (int r = 0; r < kPanelRows; ++r) {
-      const Vec weight = load(panel + r * kGroupIntDepth + j);
+      const Vec weight = load_once(panel + r * kGroupIntDepth + j);
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; ++t) sums[t][r] = fma(weight, token[t], sums[t][r]);
     }
