@@ -108,6 +108,9 @@ struct LinearFormat {
   bool (*can_fuse)(const PackedLinear& a, const PackedLinear& b);
 
   std::span<const LinearKernel* const> kernels;  // fastest first, reference last
+
+  // Scales are stored as F16: quantizers round them before they choose codes, so that packing changes nothing.
+  bool f16_scales = false;
 };
 
 // Every format, in no particular order.

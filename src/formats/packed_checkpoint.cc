@@ -45,7 +45,42 @@ FormatParameters read_parameters(const Json& entry, const std::string& source) {
   return parameters;
 }
 
+const LinearFormat& named_format(const Json& entry, const std::string& source) {
+  if (!entry.is_object()) fail("{} must be an object", source);
+  const std::string name = json_string(entry, "format", std::nullopt, source);
+  const LinearFormat* format = find_format(name);
+  if (format == nullptr) {
+    std::string known;
+    for (const LinearFormat* each : all_formats()) known += (known.empty() ? "" : ", ") + std::string(each->name);
+    fail("{}: unknown format '{}', expected one of {}", source, name, known);
+  }
+  return *format;
+}
+
 }  // namespace
+
+PackedLinear packed_linear_from_tensors(const std::string& name, const Json& entry,
+                                        const std::map<std::string, Tensor>& tensors, int64_t out_features,
+                                        int64_t in_features, const std::string& source) {
+  PackedLinear linear = {.format = &named_format(entry, source + ": linear '" + name + "'"),
+                         .name = name,
+                         .out_features = out_features,
+                         .in_features = in_features,
+                         .parameters = read_parameters(entry, source + ": linear '" + name + "'")};
+  // The linear's tensors are those named "<name>.<suffix>" with no further dot in the suffix.
+  const std::string prefix = name + ".";
+  for (auto place = tensors.lower_bound(prefix); place != tensors.end() && place->first.starts_with(prefix); ++place) {
+    const std::string suffix = place->first.substr(prefix.size());
+    if (suffix.find('.') != std::string::npos) continue;
+    linear.tensors.emplace(suffix, suffix == "bias" ? to_f32(place->second) : place->second);
+  }
+  try {
+    linear.format->validate(linear);
+  } catch (const Error& error) {
+    fail("{}: {}", source, error.what());
+  }
+  return linear;
+}
 
 PackedLinear load_packed_linear(const Checkpoint& checkpoint, const std::string& name, int64_t out_features,
                                 int64_t in_features) {
@@ -53,44 +88,22 @@ PackedLinear load_packed_linear(const Checkpoint& checkpoint, const std::string&
   if (entry == nullptr) return load_dense(checkpoint, name, out_features, in_features);
 
   const std::string source = config_source(checkpoint) + ": linear '" + name + "'";
-  if (!entry->is_object()) fail("{} must be an object", source);
-  const std::string format_name = json_string(*entry, "format", std::nullopt, source);
-  const LinearFormat* format = find_format(format_name);
-  if (format == nullptr) {
-    std::string known;
-    for (const LinearFormat* each : all_formats()) known += (known.empty() ? "" : ", ") + std::string(each->name);
-    fail("{}: unknown format '{}', expected one of {}", source, format_name, known);
-  }
-  if (format == &kDenseFormat) {
+  if (&named_format(*entry, source) == &kDenseFormat) {
     if (!read_parameters(*entry, source).empty()) fail("{}: format 'dense' has no parameters", source);
     return load_dense(checkpoint, name, out_features, in_features);
   }
-
-  PackedLinear linear;
-  linear.format = format;
-  linear.name = name;
-  linear.out_features = out_features;
-  linear.in_features = in_features;
-  linear.parameters = read_parameters(*entry, source);
-  // The linear's tensors are those named "<name>.<suffix>" with no further dot in the suffix.
   const std::string prefix = name + ".";
+  std::map<std::string, Tensor> tensors;
   for (auto place = checkpoint.tensors().lower_bound(prefix);
-       place != checkpoint.tensors().end() && place->first.compare(0, prefix.size(), prefix) == 0; ++place) {
-    const std::string suffix = place->first.substr(prefix.size());
-    if (suffix.find('.') != std::string::npos) continue;
+       place != checkpoint.tensors().end() && place->first.starts_with(prefix); ++place) {
     const CheckpointTensor& tensor = place->second;
     if (!tensor.plain) {
       fail("{}: tensor '{}' has type {}, expected plain elements", tensor.file.string(), tensor.name,
            tensor.storage_type);
     }
-    linear.tensors.emplace(suffix, suffix == "bias" ? to_f32(*tensor.plain) : *tensor.plain);
+    tensors.emplace(tensor.name, *tensor.plain);
   }
-  try {
-    format->validate(linear);
-  } catch (const Error& error) {
-    fail("{}: {}", checkpoint.path().string(), error.what());
-  }
-  return linear;
+  return packed_linear_from_tensors(name, *entry, tensors, out_features, in_features, checkpoint.path().string());
 }
 
 Json packed_linear_config(const PackedLinear& linear) {

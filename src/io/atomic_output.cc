@@ -20,6 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kTemporaryMark = ".tmp-nibble-";
+constexpr const char* kPartialMark = ".partial";
 
 [[noreturn]] void fail_errno(const fs::path& path, const char* what, int code) {
   if (code == ENOSPC || code == EDQUOT) fail("{}: cannot {}: no space left on the disk", path.string(), what);
@@ -154,7 +155,14 @@ void with_errors(const Body& body) {
 }  // namespace
 
 AtomicOutput::AtomicOutput(fs::path final_path, bool is_folder, bool replace)
-    : final_(resolve(final_path)), is_folder_(is_folder), replace_(replace) {
+    : AtomicOutput(std::move(final_path), is_folder, replace, /*resumable=*/false) {}
+
+AtomicOutput AtomicOutput::resumable_folder(fs::path final_path, bool replace) {
+  return AtomicOutput(std::move(final_path), /*is_folder=*/true, replace, /*resumable=*/true);
+}
+
+AtomicOutput::AtomicOutput(fs::path final_path, bool is_folder, bool replace, bool resumable)
+    : final_(resolve(final_path)), is_folder_(is_folder), replace_(replace), resumable_(resumable) {
   with_errors([&] { prepare(final_path); });
 }
 
@@ -176,7 +184,13 @@ void AtomicOutput::prepare(const fs::path& given) {
 
   remove_stale(final_);
   temporary_ = final_;
-  temporary_ += kTemporaryMark + std::to_string(::getpid());
+  temporary_ += resumable_ ? kPartialMark : kTemporaryMark + std::to_string(::getpid());
+  if (resumable_ && fs::exists(fs::symlink_status(temporary_))) {
+    if (!fs::is_directory(fs::symlink_status(temporary_)))
+      fail("{}: is in the way, expected a folder", temporary_.string());
+    if (!try_lock()) fail("{}: another process is writing it", given.string());
+    return;
+  }
   if (fs::exists(fs::symlink_status(temporary_))) {
     // Of a process with our id: one of another container that is at it, or one that is gone.
     if (locked_by_another(temporary_)) fail("{}: another process is writing it", given.string());
@@ -184,14 +198,19 @@ void AtomicOutput::prepare(const fs::path& given) {
   }
   if (is_folder_) {
     if (::mkdir(temporary_.c_str(), 0777) != 0) fail_errno(temporary_, "create", errno);
-    Descriptor descriptor(temporary_, O_RDONLY | O_DIRECTORY);
-    if (descriptor.get() >= 0 && ::flock(descriptor.get(), LOCK_EX | LOCK_NB) == 0)
-      lock_ = descriptor.release();
+    try_lock();
   }
 }
 
+bool AtomicOutput::try_lock() {
+  Descriptor descriptor(temporary_, O_RDONLY | O_DIRECTORY);
+  if (descriptor.get() < 0 || ::flock(descriptor.get(), LOCK_EX | LOCK_NB) != 0) return false;
+  lock_ = descriptor.release();
+  return true;
+}
+
 AtomicOutput::~AtomicOutput() {
-  if (!committed_) {
+  if (!committed_ && !resumable_) {
     std::error_code ignored;
     fs::remove_all(temporary_, ignored);
   }

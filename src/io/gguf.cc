@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <set>
 
 #include "base/error.h"
@@ -230,6 +232,7 @@ Description read_description(Reader& reader) {
   int64_t elements = 1;
   for (uint32_t i = 0; i < dimensions; ++i) {
     const auto extent = reader.number<uint64_t>("a tensor's dimension");
+    if (extent == 0) fail("{}: dimension {} is 0", where, i);
     if (extent > static_cast<uint64_t>(INT64_MAX)) fail("{}: dimension {} is too large", where, extent);
     tensor.shape.push_back(static_cast<int64_t>(extent));
     if (__builtin_mul_overflow(elements, tensor.shape.back(), &elements)) {
@@ -285,6 +288,7 @@ GgufFile parse_gguf(std::span<const std::byte> bytes, std::shared_ptr<const void
   uint64_t tensors = 0, keys = 0, alignment = kDefaultAlignment;
   read_header(reader, &file.version, &tensors, &keys);
   file.metadata = read_metadata(reader, keys, &alignment);
+  file.header = bytes.first(reader.position());
   reader.check_count(tensors, kMinTensorBytes, kMaxTensors, "tensors");
 
   std::vector<Description> descriptions;
@@ -318,6 +322,17 @@ GgufFile parse_gguf(std::span<const std::byte> bytes, std::shared_ptr<const void
   }
   check_overlap(std::move(in_memory), reader.source());
   return file;
+}
+
+void write_gguf_metadata(const GgufFile& file, const std::filesystem::path& path) {
+  // Magic, version (u32), then the count of tensors (u64), which becomes zero.
+  constexpr size_t kTensorCountOffset = 8;
+  std::string bytes(reinterpret_cast<const char*>(file.header.data()), file.header.size());
+  bytes.replace(kTensorCountOffset, sizeof(uint64_t), sizeof(uint64_t), '\0');
+  std::ofstream stream(path, std::ios::binary);
+  stream.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  stream.close();
+  if (!stream) fail("{}: cannot be written: {}", path.string(), std::strerror(errno));
 }
 
 }  // namespace nibble

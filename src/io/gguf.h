@@ -31,7 +31,12 @@ struct GgufFile {
   Json metadata;
   std::vector<GgufTensor> tensors;  // in file order; their bytes lie inside the file and share none
   std::shared_ptr<const void> owner;
+  std::span<const std::byte> header;  // the file's bytes up to the end of the metadata
 };
+
+// Writes a GGUF file with `file`'s metadata and no tensors, as llama.cpp's vocabulary-only files are: what a
+// quantized folder keeps of its source's tokenizer. Throws Error when `path` cannot be written.
+void write_gguf_metadata(const GgufFile& file, const std::filesystem::path& path);
 
 // Throws Error for anything but a well-formed file. `bytes` are the whole file, `owner` keeps them alive,
 // `path` names it in messages.

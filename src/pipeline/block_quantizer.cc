@@ -81,7 +81,7 @@ void BlockQuantizer::quantize_group(LinearGroup& group, const InputStatistics* s
     LinearResult result = {.name = slot.name, .format = settings.format};
 
     if (settings.format == "dense") {
-      PackedLinear kept = make_16_bit_linear(*slot.packed);
+      PackedLinear kept = to_16_bit(*slot.packed);
       result.weight_bits = result.activation_bits = 16;
       result.bits_per_weight = 8.0 * static_cast<double>(kept.weight_bytes()) / static_cast<double>(weight.elements());
       out->linears.push_back(std::move(kept));
@@ -89,12 +89,15 @@ void BlockQuantizer::quantize_group(LinearGroup& group, const InputStatistics* s
       continue;
     }
 
+    const LinearFormat* format = find_format(settings.format);
+    NIBBLE_CHECK(format != nullptr);  // the recipe was checked
     QuantizerInput input = {.name = slot.name,
                             .weight = weight.data<float>(),
                             .out_features = slot.out_features,
                             .in_features = group.in_features(),
                             .statistics = statistics,
-                            .settings = &settings};
+                            .settings = &settings,
+                            .f16_scales = format->f16_scales};
     if (settings.outlier_columns != 0) {
       input.outlier_columns =
           select_outlier_columns(*statistics, settings, spec_.hidden_size, slot.role == LinearRole::kDown);
@@ -104,8 +107,6 @@ void BlockQuantizer::quantize_group(LinearGroup& group, const InputStatistics* s
       const Tensor floats = to_f32(*bias);
       quantized.bias.assign(floats.data<float>(), floats.data<float>() + floats.elements());
     }
-    const LinearFormat* format = find_format(settings.format);
-    NIBBLE_CHECK(format != nullptr);  // the recipe was checked
     PackedLinear packed = format->pack(quantized, slot.name);
     format->validate(packed);
 

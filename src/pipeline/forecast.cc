@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/system_info.h"
+#include "models/linear_info.h"
 #include "pipeline/block_quantizer.h"
 #include "pipeline/residual_stream.h"
 
@@ -79,9 +80,9 @@ Rates measure(const Checkpoint& checkpoint, const CalibrationData& data, ThreadP
 
 }  // namespace
 
-void check_recipe(const Recipe& recipe, const Checkpoint& checkpoint, const ModelSpec& spec) {
+void check_recipe(const Recipe& recipe, const ModelSpec& spec) {
   std::vector<std::pair<std::string, LinearRole>> names;
-  const std::vector<LinearInfo> linears = list_linears(checkpoint, spec);
+  const std::vector<LinearInfo> linears = list_linears(spec);
   for (const LinearInfo& linear : linears) names.emplace_back(linear.name, linear.role);
   recipe.check_all_match(names);
   for (const LinearInfo& linear : linears) {
@@ -95,8 +96,8 @@ void check_recipe(const Recipe& recipe, const Checkpoint& checkpoint, const Mode
   }
 }
 
-bool recipe_needs_calibration(const Recipe& recipe, const Checkpoint& checkpoint, const ModelSpec& spec) {
-  const std::vector<LinearInfo> linears = list_linears(checkpoint, spec);
+bool recipe_needs_calibration(const Recipe& recipe, const ModelSpec& spec) {
+  const std::vector<LinearInfo> linears = list_linears(spec);
   return std::any_of(linears.begin(), linears.end(), [&](const LinearInfo& linear) {
     return needs_calibration(recipe.settings_for(linear.name, linear.role));
   });
@@ -109,7 +110,7 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
                                .free_disk_bytes = static_cast<double>(free_disk_bytes(options.output)),
                                .calibration = data.description};
   double weights = 0, bytes = 0, solver_operations = 0, block_weights = 0, widest = 0, largest = 0;
-  const std::vector<LinearInfo> linears = list_linears(checkpoint, spec);
+  const std::vector<LinearInfo> linears = list_linears(spec);
   for (const LinearInfo& linear : linears) {
     const LinearSettings settings = options.recipe.settings_for(linear.name, linear.role);
     const auto n = static_cast<double>(linear.out_features), k = static_cast<double>(linear.in_features);

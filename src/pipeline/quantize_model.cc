@@ -9,6 +9,7 @@
 #include "formats/dense/dense.h"
 #include "formats/packed_checkpoint.h"
 #include "nibble/version.h"
+#include "models/linear_info.h"
 #include "pipeline/block_quantizer.h"
 #include "pipeline/digest.h"
 #include "pipeline/forecast.h"
@@ -51,8 +52,8 @@ class QuantizationRun {
  public:
   QuantizationRun(const QuantizeOptions& options, ThreadPool& pool)
       : options_(options), pool_(pool), checkpoint_(open_source(options)), spec_(read_model_spec(checkpoint_)) {
-    check_recipe(options_.recipe, checkpoint_, spec_);
-    needs_data_ = recipe_needs_calibration(options_.recipe, checkpoint_, spec_);
+    check_recipe(options_.recipe, spec_);
+    needs_data_ = recipe_needs_calibration(options_.recipe, spec_);
     if (needs_data_ && !names_a_source(options_.calibration)) {
       fail_usage("recipe '{}' needs calibration text: give --calib FILE.txt, --calib-ids FILE.safetensors or "
                  "--calib-random",
@@ -132,8 +133,10 @@ void QuantizationRun::record(const std::vector<PackedLinear>& linears) {
 void QuantizationRun::restore(const QuantizedFolder& folder, int64_t layer, std::vector<PackedLinear>* linears) const {
   Json notes;
   const std::map<std::string, Tensor> tensors = folder.read_shard(layer, &notes);
-  for (const auto& [name, config] : notes.at("linears").items()) {
-    linears->push_back(packed_linear_from_entries(name, config, tensors, folder.partial_path().string()));
+  for (const LinearInfo& info : list_linears(spec_)) {
+    if (info.layer != layer) continue;
+    linears->push_back(packed_linear_from_tensors(info.name, notes.at("linears").at(info.name), tensors,
+                                                  info.out_features, info.in_features, folder.partial_path().string()));
   }
 }
 

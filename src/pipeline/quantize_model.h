@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "pipeline/calibration_data.h"
 #include "quantizers/recipe.h"
 

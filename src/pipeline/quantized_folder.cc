@@ -1,9 +1,5 @@
 #include "pipeline/quantized_folder.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -11,8 +7,8 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "io/atomic_output.h"
 #include "io/gguf.h"
+#include "io/mapped_file.h"
 #include "io/safetensors.h"
 
 namespace nibble {
@@ -47,50 +43,24 @@ void add_entries(const PackedLinear& linear, std::map<std::string, Tensor>* entr
 
 QuantizedFolder::QuantizedFolder(fs::path output, int64_t shards, const std::string& fingerprint, bool resume,
                                  bool replace)
-    : output_(fs::absolute(std::move(output)).lexically_normal()), shards_(shards), replace_(replace) {
-  if (output_.filename().empty()) output_ = output_.parent_path();
-  partial_ = output_;
-  partial_ += ".partial";
-  if (fs::exists(output_)) {
-    if (!replace_) fail("{}: exists already; give another -o, or --force to replace it", output_.string());
-    // Replacing removes the old folder: only ever one of ours.
-    if (!fs::is_directory(output_) || (!fs::is_empty(output_) && !fs::exists(output_ / "config.json"))) {
-      fail("{}: is no model folder; --force replaces model folders only", output_.string());
-    }
-  }
-  if (!fs::is_directory(output_.parent_path())) fail("{}: no such folder", output_.parent_path().string());
-
-  std::error_code error;
-  fs::create_directory(partial_, error);
-  if (error) fail("{}: cannot be created: {}", partial_.string(), error.message());
-  lock_ = ::open(partial_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (lock_ < 0 || ::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
-    if (lock_ >= 0) ::close(lock_);
-    fail("{}: another nibble is writing it", partial_.string());
-  }
-
-  const fs::path fingerprint_path = partial_ / kFingerprintFile;
+    : output_(AtomicOutput::resumable_folder(std::move(output), replace)), shards_(shards) {
+  const fs::path fingerprint_path = partial_path() / kFingerprintFile;
   if (resume && fs::exists(fingerprint_path)) {
     const Json earlier = read_json_file(fingerprint_path);
     if (json_string(earlier, "fingerprint", "", fingerprint_path.string()) != fingerprint) {
-      ::close(lock_);
       fail("{}: holds an unfinished run with another recipe, source, calibration or program version; run without "
            "--resume to start over",
-           partial_.string());
+           partial_path().string());
     }
     return;
   }
-  if (resume) log_info("nothing to resume in {}; starting from the first block", partial_.string());
-  for (const auto& entry : fs::directory_iterator(partial_)) fs::remove_all(entry.path());
+  if (resume) log_info("nothing to resume in {}; starting with the first block", partial_path().string());
+  for (const auto& entry : fs::directory_iterator(partial_path())) fs::remove_all(entry.path());
   write_text_file(fingerprint_path, Json{{"fingerprint", fingerprint}}.dump(2) + "\n");
 }
 
-QuantizedFolder::~QuantizedFolder() {
-  if (lock_ >= 0) ::close(lock_);
-}
-
 fs::path QuantizedFolder::shard_path(int64_t shard) const {
-  return partial_ / format_text("model-{:05}-of-{:05}.safetensors", shard + 1, shards_);
+  return partial_path() / format_text("model-{:05}-of-{:05}.safetensors", shard + 1, shards_);
 }
 
 bool QuantizedFolder::has_shard(int64_t shard) const { return fs::exists(shard_path(shard)); }
@@ -132,23 +102,23 @@ void QuantizedFolder::commit(const Json& config, const Checkpoint& source) {
     }
   }
   const Json index = {{"metadata", {{"total_size", total}}}, {"weight_map", std::move(weight_map)}};
-  write_text_file(partial_ / "model.safetensors.index.json", index.dump(1) + "\n");
+  write_text_file(partial_path() / "model.safetensors.index.json", index.dump(1) + "\n");
 
   if (source.kind() == CheckpointKind::kGguf) {
-    write_gguf_metadata(source.path(), partial_ / "tokenizer.gguf");
+    const auto file = MappedFile::open(source.path());
+    write_gguf_metadata(parse_gguf(file->bytes(), file, source.path()), partial_path() / "tokenizer.gguf");
     if (!source.generation_config().empty()) {
-      write_text_file(partial_ / "generation_config.json", source.generation_config().dump(2) + "\n");
+      write_text_file(partial_path() / "generation_config.json", source.generation_config().dump(2) + "\n");
     }
   } else {
     for (const char* name : kCompanionFiles) {
       const fs::path from = source.path() / name;
-      if (fs::is_regular_file(from)) fs::copy_file(from, partial_ / name, fs::copy_options::overwrite_existing);
+      if (fs::is_regular_file(from)) fs::copy_file(from, partial_path() / name, fs::copy_options::overwrite_existing);
     }
   }
-  write_text_file(partial_ / "config.json", config.dump(2) + "\n");
-  fs::remove(partial_ / kFingerprintFile);
-  sync_tree(partial_);
-  move_into_place(partial_, output_, replace_);
+  write_text_file(partial_path() / "config.json", config.dump(2) + "\n");
+  fs::remove(partial_path() / kFingerprintFile);
+  output_.commit();
 }
 
 }  // namespace nibble

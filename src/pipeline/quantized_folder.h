@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "formats/format.h"
+#include "io/atomic_output.h"
 #include "io/checkpoint.h"
 
 namespace nibble {
@@ -20,9 +21,6 @@ class QuantizedFolder {
   // are kept when `resume` is set; with another one that is an Error. Without `resume` an earlier partial run is removed.
   // Throws Error when the output exists and `replace` is false, when it cannot be written, or when another process is at it.
   QuantizedFolder(std::filesystem::path output, int64_t shards, const std::string& fingerprint, bool resume, bool replace);
-  ~QuantizedFolder();
-  QuantizedFolder(const QuantizedFolder&) = delete;
-  QuantizedFolder& operator=(const QuantizedFolder&) = delete;
 
   // Shards are numbered 0 .. shards-1; `entries` are tensors by full name, `notes` any JSON to be read back.
   bool has_shard(int64_t shard) const;
@@ -34,14 +32,12 @@ class QuantizedFolder {
   // config; then renames into place.
   void commit(const Json& config, const Checkpoint& source);
 
-  const std::filesystem::path& partial_path() const { return partial_; }
+  const std::filesystem::path& partial_path() const { return output_.temporary_path(); }
 
  private:
   std::filesystem::path shard_path(int64_t shard) const;
-  std::filesystem::path output_, partial_;
+  AtomicOutput output_;
   int64_t shards_;
-  bool replace_;
-  int lock_ = -1;
 };
 
 // The tensors of a packed linear by their full names, "<linear>.<suffix>".

@@ -80,7 +80,7 @@ double relative_error(const PackedLinear& source, const PackedLinear& packed, Th
 PackedLinear quantize_token_matrix(const PackedLinear& source, int bits, ThreadPool& pool, double* error) {
   PackedLinear packed;
   if (bits == 16) {
-    packed = make_16_bit_linear(source);
+    packed = to_16_bit(source);
   } else {
     const LinearFormat* format = find_format("group_int");
     NIBBLE_CHECK(format != nullptr);

@@ -21,4 +21,7 @@ PackedLinear make_dense_linear(const std::string& name, const float* weight, int
 PackedLinear make_dense_linear_16bit(const std::string& name, DType dtype, const float* weight, int64_t out_features,
                                      int64_t in_features, const float* bias = nullptr);
 
+// `source`, a dense linear, in 16 bits: as it is when it has 16, else rounded to F16, or to BF16 where F16 would overflow.
+PackedLinear to_16_bit(const PackedLinear& source);
+
 }  // namespace nibble

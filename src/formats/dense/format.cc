@@ -1,5 +1,6 @@
 // dense: layout, validation and unpacking; see README.md.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/error.h"
@@ -128,6 +129,18 @@ PackedLinear make_dense_linear_16bit(const std::string& name, DType dtype, const
     std::copy_n(bias, out_features, bias_tensor.mutable_data<float>());
   }
   return make_dense_linear(name, std::move(tensor), std::move(bias_tensor));
+}
+
+PackedLinear to_16_bit(const PackedLinear& source) {
+  NIBBLE_CHECK(source.format == &kDenseFormat);
+  const Tensor& weight = source.tensors.at("weight");
+  if (weight.dtype() != DType::kF32) return source;
+  constexpr float kLargestF16 = 65504.0f;
+  const std::span<const float> values = weight.values<float>();
+  const bool fits = std::all_of(values.begin(), values.end(), [](float value) { return std::fabs(value) <= kLargestF16; });
+  const Tensor* bias = source.find("bias");
+  return make_dense_linear_16bit(source.name, fits ? DType::kF16 : DType::kBF16, values.data(), source.out_features,
+                                 source.in_features, bias != nullptr ? bias->data<float>() : nullptr);
 }
 
 }  // namespace nibble

@@ -227,6 +227,7 @@ const LinearFormat kGroupIntFormat = {
     .multiply_adds = multiply_adds,
     .can_fuse = can_fuse,
     .kernels = kKernels,
+    .f16_scales = true,
 };
 
 }  // namespace nibble
