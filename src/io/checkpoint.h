@@ -1,11 +1,14 @@
-// A model on disk, whatever its dialect, seen in one form: Hugging Face tensor names and a Hugging Face style config.
+// A model on disk, whatever its dialect, seen in one form: Hugging Face tensor names and a Hugging Face style
+// config.
 //
 //   HF folder      config.json + (sharded) safetensors, as they are
 //   nibble folder  the same, with "quantization_config": {"quant_method": "nibble"}
-//   GGUF file      metadata turned into such a config, tensor names mapped, llama's q/k row permutation undone on read
+//   GGUF file      metadata turned into such a config, tensor names mapped, llama's q/k row permutation
+//   undone on read
 //
-// Everything is memory-mapped; opening reads headers only. No length, offset or shape of a file is trusted: opening
-// checks that every tensor lies inside its file, does not overlap another, and that its byte count fits its shape.
+// Everything is memory-mapped; opening reads headers only. No length, offset or shape of a file is trusted:
+// opening checks that every tensor lies inside its file, does not overlap another, and that its byte count
+// fits its shape.
 #pragma once
 
 #include <filesystem>

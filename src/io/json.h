@@ -1,4 +1,5 @@
-// JSON from files we do not trust: bounded size and depth, no duplicate keys, and errors that name file and key.
+// JSON from files we do not trust: bounded size and depth, no duplicate keys, and errors that name file and
+// key.
 #pragma once
 
 #include <filesystem>
@@ -17,15 +18,19 @@ struct JsonLimits {
   bool allow_comments = false;  // recipe files
 };
 
-// Throws Error "<source>: ..." for malformed text, too deep nesting, duplicate keys in one object, invalid UTF-8.
+// Throws Error "<source>: ..." for malformed text, too deep nesting, duplicate keys in one object, invalid
+// UTF-8.
 Json parse_json(std::string_view text, const std::string& source, const JsonLimits& limits = {});
 Json read_json_file(const std::filesystem::path& path, const JsonLimits& limits = {});
 
-// Typed access: the value at `key`, `otherwise` when missing or null, Error "<source>: 'key' is ..., expected ..." when of
-// another type or out of range.
-int64_t json_int(const Json& object, const std::string& key, std::optional<int64_t> otherwise, const std::string& source);
-double json_number(const Json& object, const std::string& key, std::optional<double> otherwise, const std::string& source);
-bool json_bool(const Json& object, const std::string& key, std::optional<bool> otherwise, const std::string& source);
+// Typed access: the value at `key`, `otherwise` when missing or null, Error "<source>: 'key' is ..., expected
+// ..." when of another type or out of range.
+int64_t json_int(const Json& object, const std::string& key, std::optional<int64_t> otherwise,
+                 const std::string& source);
+double json_number(const Json& object, const std::string& key, std::optional<double> otherwise,
+                   const std::string& source);
+bool json_bool(const Json& object, const std::string& key, std::optional<bool> otherwise,
+               const std::string& source);
 std::string json_string(const Json& object, const std::string& key, std::optional<std::string> otherwise,
                         const std::string& source);
 

@@ -1,4 +1,6 @@
-// A whole file mapped read-only into memory.
+// A whole file mapped read-only into memory. Should another process shorten the file meanwhile, reading the
+// lost part raises SIGBUS, as with every mapping; nibble itself replaces files by renaming and never writes
+// into one.
 #pragma once
 
 #include <cstddef>
