@@ -1,5 +1,5 @@
-// nibble bench: tokens per second of a model, prompt and decode, as llama-bench measures them: random tokens, one warm-up,
-// and in the prompt only the last token's logits.
+// nibble bench: tokens per second of a model, prompt and decode, as llama-bench measures them: random tokens,
+// one warm-up, and in the prompt only the last token's logits.
 #include <algorithm>
 #include <map>
 
@@ -18,10 +18,10 @@ namespace {
 
 struct BenchCommand {
   std::filesystem::path model;
-  int64_t prompt = 512;      // tokens
-  int64_t generate = 128;    // tokens
-  int64_t depth = 0;         // tokens in the context before decoding starts
-  int64_t batch = 1;         // sequences decoded together
+  int64_t prompt = 512;    // tokens
+  int64_t generate = 128;  // tokens
+  int64_t depth = 0;       // tokens in the context before decoding starts
+  int64_t batch = 1;       // sequences decoded together
   int64_t repetitions = 3;
 };
 
@@ -37,7 +37,8 @@ std::vector<int32_t> random_ids(int64_t count, int64_t vocabulary, uint64_t stre
   const CounterRandom random(stream);
   std::vector<int32_t> ids;
   for (int64_t i = 0; i < count; ++i) {
-    ids.push_back(static_cast<int32_t>(random.uniform(static_cast<uint64_t>(i)) * static_cast<double>(vocabulary)));
+    ids.push_back(
+        static_cast<int32_t>(random.uniform(static_cast<uint64_t>(i)) * static_cast<double>(vocabulary)));
   }
   return ids;
 }
@@ -59,7 +60,10 @@ class BatchDecoder {
       const int64_t count = std::min(kPromptBatch, depth - done);
       for (int64_t i = 0; i < batch; ++i) {
         run(random_ids(count, engine.vocabulary(), static_cast<uint64_t>(1000 + i)),
-            {{.cache = caches_[static_cast<size_t>(i)].get(), .first_row = 0, .count = count, .first_position = done}});
+            {{.cache = caches_[static_cast<size_t>(i)].get(),
+              .first_row = 0,
+              .count = count,
+              .first_position = done}});
       }
     }
     for (int64_t i = 0; i < batch; ++i) rows_.push_back(i);
@@ -69,8 +73,10 @@ class BatchDecoder {
   void step(uint64_t number) {
     std::vector<SequenceSpan> spans;
     for (int64_t i = 0; i < batch_; ++i) {
-      spans.push_back(
-          {.cache = caches_[static_cast<size_t>(i)].get(), .first_row = i, .count = 1, .first_position = position_});
+      spans.push_back({.cache = caches_[static_cast<size_t>(i)].get(),
+                       .first_row = i,
+                       .count = 1,
+                       .first_position = position_});
     }
     run(random_ids(batch_, engine_.vocabulary(), number), spans);
     ++position_;
@@ -84,7 +90,8 @@ class BatchDecoder {
     hidden_.resize(static_cast<size_t>(tokens * engine_.model().spec().hidden_size));
     engine_.model().embed(ids, hidden_.data());
     engine_.model().run_blocks(
-        hidden_.data(), {.sequences = spans, .tokens = tokens, .scratch = &scratch_, .pool = engine_.pool().get()});
+        hidden_.data(),
+        {.sequences = spans, .tokens = tokens, .scratch = &scratch_, .pool = engine_.pool().get()});
     for (const SequenceSpan& span : spans) span.cache->set_length(span.first_position + span.count);
   }
 
@@ -134,7 +141,8 @@ int bench(const BenchCommand& options, const CommonOptions& common) {
   if (options.generate > 0) decode_seconds(*engine, options, std::min<int64_t>(options.generate, 4));
   progress.update(1, "warmed up");
   for (int64_t i = 0; i < options.repetitions; ++i) {
-    if (options.prompt > 0) prompt_samples.push_back(static_cast<double>(options.prompt) / prompt_seconds(*engine, prompt));
+    if (options.prompt > 0)
+      prompt_samples.push_back(static_cast<double>(options.prompt) / prompt_seconds(*engine, prompt));
     progress.update(static_cast<double>(2 * i + 2));
     if (options.generate > 0) {
       decode_samples.push_back(static_cast<double>(options.batch * options.generate) /
@@ -176,15 +184,17 @@ int bench(const BenchCommand& options, const CommonOptions& common) {
   const auto print = [](const char* name, const std::string& what, const std::vector<double>& samples) {
     if (samples.empty()) return;
     const auto [least, most] = std::minmax_element(samples.begin(), samples.end());
-    write_output(format_text("{:<8} {:<28} {:>10.1f} tokens/s   (median of {}, {:.1f} .. {:.1f})\n", name, what,
-                             median(samples), samples.size(), *least, *most));
+    write_output(format_text("{:<8} {:<28} {:>10.1f} tokens/s   (median of {}, {:.1f} .. {:.1f})\n", name,
+                             what, median(samples), samples.size(), *least, *most));
   };
   print("prompt", format_text("{} tokens", options.prompt), prompt_samples);
-  print("decode", format_text("{} tokens x {} at depth {}", options.generate, options.batch, options.depth), decode_samples);
-  for (const auto& [text, count] : kernels) write_output(format_text("kernels  {} linears: {}\n", count, text));
+  print("decode", format_text("{} tokens x {} at depth {}", options.generate, options.batch, options.depth),
+        decode_samples);
+  for (const auto& [text, count] : kernels)
+    write_output(format_text("kernels  {} linears: {}\n", count, text));
   write_output(format_text("         head: {}\n", head_text));
-  write_output(format_text("memory   {} at most, loaded in {:.2f} s\n", format_bytes(static_cast<double>(peak_memory_bytes())),
-                           engine->load_seconds()));
+  write_output(format_text("memory   {} at most, loaded in {:.2f} s\n",
+                           format_bytes(static_cast<double>(peak_memory_bytes())), engine->load_seconds()));
   return kExitDone;
 }
 
@@ -202,10 +212,12 @@ Action add_bench(CLI::App& command) {
   };
   number("-p,--n-prompt", &options->prompt, 0, "Prompt tokens; 0: no prompt measurement");
   number("-n,--n-gen", &options->generate, 0, "Tokens to decode; 0: no decode measurement");
-  number("-r,--repetitions", &options->repetitions, 1, "Measurements of each, alternating; medians are reported");
+  number("-r,--repetitions", &options->repetitions, 1,
+         "Measurements of each, alternating; medians are reported");
   number("-b,--batch", &options->batch, 1, "Sequences decoded together");
   number("-d,--depth", &options->depth, 0, "Tokens in the context before decoding starts");
-  set_examples(command, {"nibble bench MODEL", "nibble bench MODEL -p 2048 -n 0 -r 5", "nibble bench MODEL -n 64 -d 1024 -b 4 --json"});
+  set_examples(command, {"nibble bench MODEL", "nibble bench MODEL -p 2048 -n 0 -r 5",
+                         "nibble bench MODEL -n 64 -d 1024 -b 4 --json"});
   return [options, common] {
     common->apply();
     return bench(*options, *common);

@@ -37,7 +37,9 @@ void CommonOptions::apply() const {
 }
 
 void add_model_argument(CLI::App& command, std::filesystem::path* model) {
-  command.add_option("MODEL", *model, "Hugging Face folder, GGUF file or nibble folder")->required()->type_name("");
+  command.add_option("MODEL", *model, "Hugging Face folder, GGUF file or nibble folder")
+      ->required()
+      ->type_name("");
 }
 
 void set_examples(CLI::App& command, std::initializer_list<const char*> lines) {
@@ -69,7 +71,8 @@ std::string read_text(const std::filesystem::path& path) {
     return std::move(text).str();
   }
   std::error_code error;
-  if (std::filesystem::is_directory(path, error)) fail("{}: is a folder, expected a text file", path.string());
+  if (std::filesystem::is_directory(path, error))
+    fail("{}: is a folder, expected a text file", path.string());
   std::ifstream file(path, std::ios::binary);
   if (!file) fail("{}: cannot open: {}", path.string(), std::strerror(errno));
   std::ostringstream text;

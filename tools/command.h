@@ -1,4 +1,5 @@
-// What the program's subcommands share. A subcommand is one file with an add_<name>() and one line in main.cc's table.
+// What the program's subcommands share. A subcommand is one file with an add_<name>() and one line in
+// main.cc's table.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -13,8 +14,8 @@
 
 namespace nibble {
 
-// Exit codes of the contract. Failures throw Error; main() turns them into kExitFailed, UsageError into kExitUsage and
-// Interrupted into kExitInterrupted.
+// Exit codes of the contract. Failures throw Error; main() turns them into kExitFailed, UsageError into
+// kExitUsage and Interrupted into kExitInterrupted.
 inline constexpr int kExitDone = 0;
 inline constexpr int kExitFailed = 1;
 inline constexpr int kExitUsage = 2;
@@ -33,8 +34,8 @@ struct CommonOptions {
   std::string device = "auto";
   bool verbose = false;
 
-  // Checks the device and sets the log level: to be called first by an action. Throws Error for a device that this program
-  // cannot use.
+  // Checks the device and sets the log level: to be called first by an action. Throws Error for a device that
+  // this program cannot use.
   void apply() const;
 };
 std::shared_ptr<CommonOptions> add_common_options(CLI::App& command);
@@ -43,7 +44,8 @@ void add_model_argument(CLI::App& command, std::filesystem::path* model);
 // The examples at the end of a help text, one command line each.
 void set_examples(CLI::App& command, std::initializer_list<const char*> lines);
 
-// Standard output. A reader that went away (a closed pipe) ends the program quietly: OutputClosed passes through main().
+// Standard output. A reader that went away (a closed pipe) ends the program quietly: OutputClosed passes
+// through main().
 class OutputClosed {};
 // Throws OutputClosed, or Error when writing fails for another reason (a full disk).
 void write_output(std::string_view text);
@@ -52,6 +54,7 @@ void flush_output();
 // The whole content of a file, or of standard input for "-". Throws Error naming it.
 std::string read_text(const std::filesystem::path& path);
 
+Action add_quantize(CLI::App& command);
 Action add_run(CLI::App& command);
 Action add_perplexity(CLI::App& command);
 Action add_logits(CLI::App& command);

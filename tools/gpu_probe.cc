@@ -47,12 +47,14 @@ GpuReport probe_gpus() {
   }
   version(&report.driver_version);
   if (const int code = init(0); code != 0) {
-    report.problem = code == kNoDevice ? "the driver finds no GPU" : format_text("cuInit fails with code {}", code);
+    report.problem =
+        code == kNoDevice ? "the driver finds no GPU" : format_text("cuInit fails with code {}", code);
     return report;
   }
   int devices = 0;
   if (const int code = count(&devices); code != 0 || devices == 0) {
-    report.problem = code == 0 ? "the driver finds no GPU" : format_text("cuDeviceGetCount fails with code {}", code);
+    report.problem =
+        code == 0 ? "the driver finds no GPU" : format_text("cuDeviceGetCount fails with code {}", code);
     return report;
   }
   for (int ordinal = 0; ordinal < devices; ++ordinal) {

@@ -18,7 +18,7 @@ struct LinearReport {
   int64_t out_features = 0, in_features = 0;
   int bits = 0;
   int64_t outlier_columns = 0, sparse_values = 0;
-  double stored_bytes = 0;  // metadata included, the bias not
+  double stored_bytes = 0;                                   // metadata included, the bias not
   std::vector<std::pair<std::string, std::string>> refused;  // faster kernels and why they do not run it
   double weights() const { return static_cast<double>(out_features) * static_cast<double>(in_features); }
 };
@@ -32,7 +32,8 @@ struct ModelReport {
   size_t prepared_bytes = 0;            // memory that kernels hold beside the file
 };
 
-// Bytes that a linear takes in its file: GGUF's block types are decoded when read, so what is in memory does not tell.
+// Bytes that a linear takes in its file: GGUF's block types are decoded when read, so what is in memory does
+// not tell.
 double stored_bytes(const Checkpoint& checkpoint, const PackedLinear& packed) {
   const CheckpointTensor* source = checkpoint.find(packed.name + ".weight");
   return static_cast<double>(source != nullptr ? source->stored_bytes : packed.weight_bytes());
@@ -49,9 +50,11 @@ LinearReport describe(const Checkpoint& checkpoint, const PackedLinear& packed, 
   report.bits = packed.format->code_bits(packed);
   report.outlier_columns = packed.parameter("outlier_columns", 0);
   report.sparse_values = packed.parameter("sparse_values", 0);
-  report.stored_bytes = report.format == "dense" ? stored_bytes(checkpoint, packed) : static_cast<double>(packed.weight_bytes());
+  report.stored_bytes = report.format == "dense" ? stored_bytes(checkpoint, packed)
+                                                 : static_cast<double>(packed.weight_bytes());
   if (kernel != nullptr) {
-    for (const auto& [refused, reason] : choose_kernel({.linear = &packed, .out_features = packed.out_features}).refused) {
+    for (const auto& [refused, reason] :
+         choose_kernel({.linear = &packed, .out_features = packed.out_features}).refused) {
       report.refused.emplace_back(refused->name, reason);
     }
   }
@@ -72,7 +75,8 @@ ModelReport examine(const Checkpoint& checkpoint, ThreadPool& pool) {
           const PackedLinear& packed = *group->slots()[i].packed;
           report.linears.push_back(describe(checkpoint, packed, group->kernel_of(i)));
           report.linears.back().name = group->slots()[i].name;
-          for (const auto& [bits, count] : packed.format->multiply_adds(packed)) report.multiply_adds[bits] += count;
+          for (const auto& [bits, count] : packed.format->multiply_adds(packed))
+            report.multiply_adds[bits] += count;
         }
         report.prepared_bytes += group->prepared_bytes();
       }
@@ -120,9 +124,12 @@ OrderedJson mac_share(const ModelReport& report) {
 
 const char* kind_name(CheckpointKind kind) {
   switch (kind) {
-    case CheckpointKind::kHuggingFace: return "Hugging Face folder";
-    case CheckpointKind::kNibble: return "nibble folder";
-    case CheckpointKind::kGguf: return "GGUF file";
+    case CheckpointKind::kHuggingFace:
+      return "Hugging Face folder";
+    case CheckpointKind::kNibble:
+      return "nibble folder";
+    case CheckpointKind::kGguf:
+      return "GGUF file";
   }
   return "";
 }
@@ -171,9 +178,9 @@ void print_linears(const ModelReport& report, bool kernels) {
     std::string role = linear.name;
     const size_t dot = role.rfind('.');
     if (dot != std::string::npos) role = role.substr(dot + 1);
-    const std::string key = format_text("{}|{}|{}|{}|{}|{}x{}|{}|{}", role, linear.format, linear.bits, linear.kernel,
-                                        linear.arithmetic, linear.out_features, linear.in_features,
-                                        linear.outlier_columns, linear.sparse_values);
+    const std::string key = format_text("{}|{}|{}|{}|{}|{}x{}|{}|{}", role, linear.format, linear.bits,
+                                        linear.kernel, linear.arithmetic, linear.out_features,
+                                        linear.in_features, linear.outlier_columns, linear.sparse_values);
     const auto [found, inserted] = index.emplace(key, rows.size());
     if (inserted) rows.push_back({.first = &linear});
     Row& row = rows[found->second];
@@ -181,45 +188,58 @@ void print_linears(const ModelReport& report, bool kernels) {
     row.bytes += linear.stored_bytes;
     row.weights += linear.weights();
   }
-  write_output(format_text("\n{:>5}  {:<12} {:>13}  {:<10} {:>5}  {:<22} {:>8} {:>7}  {}\n", "count", "linear", "out x in",
-                           "format", "bits", "arithmetic", "outliers", "b/w", "kernel"));
+  write_output(format_text("\n{:>5}  {:<12} {:>13}  {:<10} {:>5}  {:<22} {:>8} {:>7}  {}\n", "count",
+                           "linear", "out x in", "format", "bits", "arithmetic", "outliers", "b/w",
+                           "kernel"));
   for (const Row& row : rows) {
     const LinearReport& linear = *row.first;
     write_output(format_text("{:>5}  {:<12} {:>13}  {:<10} {:>5}  {:<22} {:>8} {:>7.3f}  {}\n", row.count,
                              linear.name.substr(linear.name.rfind('.') + 1),
-                             format_text("{}x{}", linear.out_features, linear.in_features), linear.format, linear.bits,
-                             linear.arithmetic, linear.outlier_columns, 8 * row.bytes / row.weights, linear.kernel));
+                             format_text("{}x{}", linear.out_features, linear.in_features), linear.format,
+                             linear.bits, linear.arithmetic, linear.outlier_columns,
+                             8 * row.bytes / row.weights, linear.kernel));
     if (!kernels) continue;
-    for (const auto& [kernel, reason] : linear.refused) write_output(format_text("{:>21} not {}: {}\n", "", kernel, reason));
+    for (const auto& [kernel, reason] : linear.refused)
+      write_output(format_text("{:>21} not {}: {}\n", "", kernel, reason));
   }
 }
 
-void print_report(const Checkpoint& checkpoint, const ModelSpec& spec, const ModelReport& report, bool kernels) {
-  write_output(format_text("architecture    {}, {} layers, hidden {}, FFN {}, {} heads ({} for keys) of {}, vocabulary {}, context {}\n",
-                           spec.model_type, spec.layers, spec.hidden_size, spec.intermediate_size, spec.heads,
-                           spec.kv_heads, spec.head_dim, spec.vocabulary, spec.context_length));
+void print_report(const Checkpoint& checkpoint, const ModelSpec& spec, const ModelReport& report,
+                  bool kernels) {
+  write_output(
+      format_text("architecture    {}, {} layers, hidden {}, FFN {}, {} heads ({} for keys) of {}, "
+                  "vocabulary {}, context {}\n",
+                  spec.model_type, spec.layers, spec.hidden_size, spec.intermediate_size, spec.heads,
+                  spec.kv_heads, spec.head_dim, spec.vocabulary, spec.context_length));
   const double file_bytes = static_cast<double>(checkpoint.file_bytes());
-  write_output(format_text("size            {} for {:.1f} M parameters, {:.3f} bits each\n", format_bytes(file_bytes),
-                           report.parameters / 1e6, 8 * file_bytes / report.parameters));
+  write_output(format_text("size            {} for {:.1f} M parameters, {:.3f} bits each\n",
+                           format_bytes(file_bytes), report.parameters / 1e6,
+                           8 * file_bytes / report.parameters));
   write_output(format_text("linears         {} in {} blocks, {:.3f} bits per weight, metadata included\n",
                            report.linears.size(), spec.layers, bits_per_weight(report)));
   std::string shares;
   const OrderedJson mac_shares = mac_share(report);
   for (const auto& [bits, share] : mac_shares.items()) {
-    shares += format_text("{}{:.1f} % in {} bit", shares.empty() ? "" : ", ", 100 * share.get<double>(), bits);
+    shares +=
+        format_text("{}{:.1f} % in {} bit", shares.empty() ? "" : ", ", 100 * share.get<double>(), bits);
   }
   write_output(format_text("multiply-adds   {} (of the blocks' linears, by bits of the weight)\n", shares));
   write_output(format_text("embedding       {} {} bit, {:.3f} bits per weight\n", report.embedding.format,
-                           report.embedding.bits, 8 * report.embedding.stored_bytes / report.embedding.weights()));
+                           report.embedding.bits,
+                           8 * report.embedding.stored_bytes / report.embedding.weights()));
   write_output(format_text("head            {} {} bit, {}, {}{}\n", report.head.format, report.head.bits,
-                           report.head.arithmetic, report.head.kernel, report.tied_head ? ", tied to the embedding" : ""));
+                           report.head.arithmetic, report.head.kernel,
+                           report.tied_head ? ", tied to the embedding" : ""));
   print_linears(report, kernels);
 }
 
 OrderedJson tensors_json(const Checkpoint& checkpoint) {
   OrderedJson tensors = OrderedJson::array();
   for (const auto& [name, tensor] : checkpoint.tensors()) {
-    tensors.push_back({{"name", name}, {"shape", tensor.shape}, {"type", tensor.storage_type}, {"bytes", tensor.stored_bytes}});
+    tensors.push_back({{"name", name},
+                       {"shape", tensor.shape},
+                       {"type", tensor.storage_type},
+                       {"bytes", tensor.stored_bytes}});
   }
   return tensors;
 }
@@ -239,7 +259,8 @@ int inspect(const std::filesystem::path& path, bool kernels, const CommonOptions
       write_json(json);
       return kExitDone;
     }
-    write_output(format_text("architecture    {}, which this program does not know: its tensors are\n\n", model_type(checkpoint)));
+    write_output(format_text("architecture    {}, which this program does not know: its tensors are\n\n",
+                             model_type(checkpoint)));
     for (const auto& [name, tensor] : checkpoint.tensors()) {
       write_output(format_text("{:<60} {:<8} {:<20} {}\n", name, tensor.storage_type, to_string(tensor.shape),
                                format_bytes(static_cast<double>(tensor.stored_bytes))));
@@ -287,7 +308,8 @@ Action add_inspect(CLI::App& command) {
   const auto kernels = std::make_shared<bool>(false);
   add_model_argument(command, path.get());
   command.add_flag("--kernels", *kernels, "Also say why faster kernels do not run a linear here");
-  set_examples(command, {"nibble inspect MODEL", "nibble inspect OUT --kernels", "nibble inspect OUT --json"});
+  set_examples(command,
+               {"nibble inspect MODEL", "nibble inspect OUT --kernels", "nibble inspect OUT --json"});
   return [path, kernels, common] {
     common->apply();
     return inspect(*path, *kernels, *common);

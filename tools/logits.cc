@@ -50,7 +50,8 @@ int write_logits(const LogitsCommand& options, const CommonOptions& common) {
   writer.close();
   output.commit();
   if (common.json) {
-    write_json({{"output", options.output.string()}, {"tokens", count}, {"vocabulary", engine->vocabulary()}});
+    write_json(
+        {{"output", options.output.string()}, {"tokens", count}, {"vocabulary", engine->vocabulary()}});
   } else {
     log_info("{}: logits [{}, {}]", options.output.string(), count, engine->vocabulary());
   }
@@ -69,10 +70,12 @@ Action add_logits(CLI::App& command) {
       ->required()
       ->type_name("FILE");
   auto* input = command.add_option_group("tokens", "What to run (one of these)");
-  input->add_option("--ids-file", options->ids_file, "A safetensors file with 'input_ids' [n]")->type_name("FILE");
+  input->add_option("--ids-file", options->ids_file, "A safetensors file with 'input_ids' [n]")
+      ->type_name("FILE");
   input->add_option("-p,--prompt", options->prompt, "A text")->type_name("TEXT");
   input->require_option(1);
-  command.add_flag("--no-special", options->no_special, "Do not start with the tokens that the tokenizer adds (BOS)");
+  command.add_flag("--no-special", options->no_special,
+                   "Do not start with the tokens that the tokenizer adds (BOS)");
   set_examples(command, {"nibble logits MODEL -p 'Hello world' -o logits.safetensors",
                          "nibble logits MODEL --ids-file ids.safetensors -o logits.safetensors"});
   return [options, common] {

@@ -1,4 +1,5 @@
-// The program `nibble`: one subcommand per file, and what holds for all of them: exit codes, messages, signals.
+// The program `nibble`: one subcommand per file, and what holds for all of them: exit codes, messages,
+// signals.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -23,8 +24,10 @@ struct Command {
 };
 
 constexpr std::array kCommands = {
+    Command{"quantize", "Quantize a model with a recipe", add_quantize},
     Command{"run", "Continue a prompt", add_run},
-    Command{"perplexity", "Measure how well a model predicts a text, and its distance from another", add_perplexity},
+    Command{"perplexity", "Measure how well a model predicts a text, and its distance from another",
+            add_perplexity},
     Command{"logits", "Write a model's logits for given tokens to a file", add_logits},
     Command{"tokenize", "Turn text into token ids or back", add_tokenize},
     Command{"inspect", "Show what a model consists of and which kernels run it", add_inspect},
@@ -32,10 +35,12 @@ constexpr std::array kCommands = {
     Command{"doctor", "Show what this machine offers and what would run", add_doctor},
 };
 
-// A closed descriptor 0, 1 or 2 would be handed to the next file opened, and messages would be written into it.
+// A closed descriptor 0, 1 or 2 would be handed to the next file opened, and messages would be written into
+// it.
 void keep_standard_descriptors() {
   for (int descriptor = 0; descriptor <= 2; ++descriptor) {
-    if (fcntl(descriptor, F_GETFD) == -1 && open("/dev/null", descriptor == 0 ? O_WRONLY : O_RDONLY) != descriptor) {
+    if (fcntl(descriptor, F_GETFD) == -1 &&
+        open("/dev/null", descriptor == 0 ? O_WRONLY : O_RDONLY) != descriptor) {
       _exit(kExitFailed);
     }
   }
@@ -48,10 +53,12 @@ int report(const char* message, int code) {
 }
 
 int run_program(int argc, char** argv) {
-  CLI::App app("Quantize language models with the methods of research papers and run them fast on CPUs.", "nibble");
+  CLI::App app("Quantize language models with the methods of research papers and run them fast on CPUs.",
+               "nibble");
   app.set_version_flag("--version", "nibble " + std::string(version()));
   app.require_subcommand(1);
-  set_examples(app, {"nibble quantize MODEL -o OUT --recipe quik-4b --calib text.txt", "nibble run OUT -p 'Once upon a time'",
+  set_examples(app, {"nibble quantize MODEL -o OUT --recipe quik-4b --calib text.txt",
+                     "nibble run OUT -p 'Once upon a time'",
                      "nibble perplexity OUT -f text.txt --reference MODEL", "nibble COMMAND --help"});
   std::array<std::pair<CLI::App*, Action>, kCommands.size()> actions;
   for (size_t i = 0; i < kCommands.size(); ++i) {
@@ -89,7 +96,8 @@ int run_program(int argc, char** argv) {
 int main(int argc, char** argv) {
   using namespace nibble;
   keep_standard_descriptors();
-  std::signal(SIGPIPE, SIG_IGN);  // writing to a closed pipe is an error like others, and ends the program in order
+  std::signal(SIGPIPE,
+              SIG_IGN);  // writing to a closed pipe is an error like others, and ends the program in order
   install_interrupt_handler();
   try {
     return run_program(argc, argv);
@@ -102,8 +110,9 @@ int main(int argc, char** argv) {
   } catch (const Error& error) {
     return report(error.what(), kExitFailed);
   } catch (const std::bad_alloc&) {
-    return report("out of memory: the model, its context or the batch does not fit into what this machine has left",
-                  kExitFailed);
+    return report(
+        "out of memory: the model, its context or the batch does not fit into what this machine has left",
+        kExitFailed);
   } catch (const std::exception& error) {
     return report(error.what(), kExitFailed);
   }

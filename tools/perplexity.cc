@@ -31,8 +31,8 @@ void check_same_tokens(const Engine& engine, const Engine& reference, std::strin
 ScoringWindows windows_of_ids(const PerplexityCommand& options, const Engine& engine) {
   const TokenIds file = read_token_ids_file(options.ids_file, engine.vocabulary());
   if (file.is_matrix && options.window && *options.window != file.length) {
-    fail_usage("--ctx-size {}: the sequences of {} are windows of {} tokens", *options.window, options.ids_file.string(),
-               file.length);
+    fail_usage("--ctx-size {}: the sequences of {} are windows of {} tokens", *options.window,
+               options.ids_file.string(), file.length);
   }
   const int64_t length = file.is_matrix ? file.length : options.window.value_or(PerplexityOptions().window);
   const int32_t bos = options.no_special ? -1 : engine.bos_id();
@@ -40,7 +40,8 @@ ScoringWindows windows_of_ids(const PerplexityCommand& options, const Engine& en
 }
 
 std::string with_error(double value, double standard_error) {
-  return std::isnan(standard_error) ? format_text("{:.6g}", value) : format_text("{:.6g} +- {:.2g}", value, standard_error);
+  return std::isnan(standard_error) ? format_text("{:.6g}", value)
+                                    : format_text("{:.6g} +- {:.2g}", value, standard_error);
 }
 
 int measure(const PerplexityCommand& options, const CommonOptions& common) {
@@ -64,9 +65,10 @@ int measure(const PerplexityCommand& options, const CommonOptions& common) {
                            source);
     if (reference) check_same_tokens(*engine, *reference, text);
   }
-  const std::string bos = windows.bos >= 0 ? format_text("BOS {} before each", windows.bos) : "no special tokens";
-  log_info("{}: {} windows of {} tokens, {}, each scored from its second token", source, windows.windows, windows.length,
-           bos);
+  const std::string bos =
+      windows.bos >= 0 ? format_text("BOS {} before each", windows.bos) : "no special tokens";
+  log_info("{}: {} windows of {} tokens, {}, each scored from its second token", source, windows.windows,
+           windows.length, bos);
   const PerplexityResult result = measure_perplexity(*engine, windows, reference.get());
 
   if (common.json) {
@@ -87,12 +89,13 @@ int measure(const PerplexityCommand& options, const CommonOptions& common) {
   }
   write_output(format_text("perplexity      {}\n", with_error(result.perplexity, result.perplexity_stderr)));
   if (result.has_reference) {
-    write_output(format_text("KL divergence   {} nats from {}\n", with_error(result.kl_divergence, result.kl_stderr),
-                             options.reference.string()));
+    write_output(format_text("KL divergence   {} nats from {}\n",
+                             with_error(result.kl_divergence, result.kl_stderr), options.reference.string()));
     write_output(format_text("top-1 agreement {} %\n",
                              with_error(100 * result.top1_agreement, 100 * result.top1_stderr)));
   }
-  write_output(format_text("{} tokens scored in {} windows of {}, {}\n", result.tokens, result.windows, windows.length, bos));
+  write_output(format_text("{} tokens scored in {} windows of {}, {}\n", result.tokens, result.windows,
+                           windows.length, bos));
   return kExitDone;
 }
 
@@ -103,7 +106,8 @@ Action add_perplexity(CLI::App& command) {
   const auto options = std::make_shared<PerplexityCommand>();
   add_model_argument(command, &options->model);
   auto* input = command.add_option_group("text", "What to predict (one of these)");
-  input->add_option("-f,--file,--text", options->text_file, "A UTF-8 text file; '-' reads standard input")->type_name("FILE");
+  input->add_option("-f,--file,--text", options->text_file, "A UTF-8 text file; '-' reads standard input")
+      ->type_name("FILE");
   input
       ->add_option("--ids-file", options->ids_file,
                    "A safetensors file with 'input_ids' [tokens] or [windows, tokens]")
@@ -116,9 +120,12 @@ Action add_perplexity(CLI::App& command) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->type_name("K");
   command.add_flag("--no-special", options->no_special, "No BOS before each window");
-  command.add_option("--reference", options->reference, "Also measure KL divergence and top-1 agreement with this model")
+  command
+      .add_option("--reference", options->reference,
+                  "Also measure KL divergence and top-1 agreement with this model")
       ->type_name("MODEL");
-  set_examples(command, {"nibble perplexity MODEL -f text.txt", "nibble perplexity MODEL -f text.txt -c 2048 --chunks 40 --no-special",
+  set_examples(command, {"nibble perplexity MODEL -f text.txt",
+                         "nibble perplexity MODEL -f text.txt -c 2048 --chunks 40 --no-special",
                          "nibble perplexity OUT -f text.txt --reference MODEL --json"});
   return [options, common] {
     common->apply();

@@ -21,16 +21,18 @@ struct RunOptions {
 
 void print_rates(const Generation& result) {
   const int64_t decoded = result.generated_tokens() - 1;  // the first token comes from the prompt's pass
-  std::string line = format_text("{} prompt tokens in {}", result.prompt_ids.size(), format_seconds(result.prompt_seconds));
+  std::string line =
+      format_text("{} prompt tokens in {}", result.prompt_ids.size(), format_seconds(result.prompt_seconds));
   if (decoded > 0 && result.decode_seconds > 0) {
     line += format_text(", then {:.1f} tokens/s", static_cast<double>(decoded) / result.decode_seconds);
   }
-  log_info("{}; {} tokens, ended by {}", line, result.generated_tokens(), stop_reason_name(result.stop_reason));
+  log_info("{}; {} tokens, ended by {}", line, result.generated_tokens(),
+           stop_reason_name(result.stop_reason));
 }
 
 int run(const RunOptions& options, const CommonOptions& common) {
-  LanguageModel model = LanguageModel::load(
-      options.model, {.threads = common.threads, .context_length = options.context});
+  LanguageModel model =
+      LanguageModel::load(options.model, {.threads = common.threads, .context_length = options.context});
   std::vector<int32_t> ids;
   if (!options.prompt_ids.empty()) {
     ids = parse_token_ids(options.prompt_ids, "--prompt-ids");
@@ -40,7 +42,8 @@ int run(const RunOptions& options, const CommonOptions& common) {
     if (prompt == "-" && options.prompt_file.empty()) prompt = read_text("-");
     ids = model.tokenize(prompt, !options.no_special);
     if (ids.empty()) {
-      fail("the prompt has no tokens{}", prompt.empty() ? ": it is empty and this model starts texts with no special token" : "");
+      fail("the prompt has no tokens{}",
+           prompt.empty() ? ": it is empty and this model starts texts with no special token" : "");
     }
   }
   const TextCallback stream = [&](std::string_view text) {
@@ -74,7 +77,8 @@ Action add_run(CLI::App& command) {
   SamplingOptions& sampling = generate.sampling;
   add_model_argument(command, &options->model);
   auto* prompt = command.add_option_group("prompt", "The text to continue (one of these)");
-  prompt->add_option("-p,--prompt", options->prompt, "The text itself; '-' reads it from standard input")->type_name("TEXT");
+  prompt->add_option("-p,--prompt", options->prompt, "The text itself; '-' reads it from standard input")
+      ->type_name("TEXT");
   prompt->add_option("-f,--file", options->prompt_file, "A file that holds it")->type_name("FILE");
   prompt->add_option("--prompt-ids", options->prompt_ids, "Token ids, such as '1 592 343'")->type_name("IDS");
   prompt->require_option(1);
@@ -84,29 +88,43 @@ Action add_run(CLI::App& command) {
       ->capture_default_str()
       ->check(CLI::Range(int64_t{-1}, int64_t{1} << 40))
       ->type_name("N");
-  command.add_option("-c,--ctx-size,--context", options->context, "Context length (default: the model's own)")
+  command
+      .add_option("-c,--ctx-size,--context", options->context, "Context length (default: the model's own)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
       ->type_name("N");
-  command.add_option("--temp", sampling.temperature, "Temperature; 0: always the most likely token")->type_name("T");
+  command.add_option("--temp", sampling.temperature, "Temperature; 0: always the most likely token")
+      ->type_name("T");
   command.add_option("--top-k", sampling.top_k, "Draw from the K most likely tokens; 0: off")->type_name("K");
-  command.add_option("--top-p", sampling.top_p, "Draw from the most likely tokens that together reach P; 1: off")->type_name("P");
-  command.add_option("--min-p", sampling.min_p, "Draw from tokens at least P times as likely as the best; 0: off")->type_name("P");
-  command.add_option("--repeat-penalty", sampling.repeat_penalty, "Make recent tokens less likely; 1: off")->type_name("X");
+  command
+      .add_option("--top-p", sampling.top_p, "Draw from the most likely tokens that together reach P; 1: off")
+      ->type_name("P");
+  command
+      .add_option("--min-p", sampling.min_p,
+                  "Draw from tokens at least P times as likely as the best; 0: off")
+      ->type_name("P");
+  command.add_option("--repeat-penalty", sampling.repeat_penalty, "Make recent tokens less likely; 1: off")
+      ->type_name("X");
   command.add_option("--repeat-last-n", sampling.repeat_last, "Tokens the penalty looks back on; -1: all")
       ->capture_default_str()
       ->type_name("N");
-  command.add_option("-s,--seed", sampling.seed, "Seed of the draws (default: a new one each time)")->type_name("N");
+  command.add_option("-s,--seed", sampling.seed, "Seed of the draws (default: a new one each time)")
+      ->type_name("N");
   command.add_option("--stop", generate.stop, "A text that ends the generation; may be given several times")
       ->expected(1)
       ->take_all()
       ->type_name("TEXT");
   command.add_flag("--ignore-eos", generate.ignore_end_of_text, "Go on after an end-of-text token");
-  command.add_flag("--no-special", options->no_special, "Do not start with the tokens that the tokenizer adds (BOS)");
+  command.add_flag("--no-special", options->no_special,
+                   "Do not start with the tokens that the tokenizer adds (BOS)");
   command.footer(
-      "Raw completion, without a chat template. What is not given is taken from the model's generation_config.json;\n"
-      "where that says nothing: --temp 0.8 --top-k 40 --top-p 0.95 --min-p 0.05. Ctrl-C ends the generation.");
-  set_examples(command, {"nibble run MODEL -p 'Once upon a time'", "nibble run MODEL -p 'Once upon a time' -n 200 --temp 0.7 --seed 1",
-                         "nibble run MODEL -f prompt.txt --temp 0 --json", "echo 'It was a' | nibble run MODEL -p -"});
+      "Raw completion, without a chat template. What is not given is taken from the model's "
+      "generation_config.json;\n"
+      "where that says nothing: --temp 0.8 --top-k 40 --top-p 0.95 --min-p 0.05. Ctrl-C ends the "
+      "generation.");
+  set_examples(command,
+               {"nibble run MODEL -p 'Once upon a time'",
+                "nibble run MODEL -p 'Once upon a time' -n 200 --temp 0.7 --seed 1",
+                "nibble run MODEL -f prompt.txt --temp 0 --json", "echo 'It was a' | nibble run MODEL -p -"});
   return [options, common] {
     common->apply();
     return run(*options, *common);

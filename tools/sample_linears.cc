@@ -1,14 +1,13 @@
 #include "sample_linears.h"
 
-
 #include "base/error.h"
 #include "formats/dense/dense.h"
 #include "runtime/sampler.h"
 
 namespace nibble {
 
-QuantizedWeight synthetic_weight(int64_t out_features, int64_t in_features, int weight_bits, int activation_bits,
-                                 int64_t group_size, int64_t outliers) {
+QuantizedWeight synthetic_weight(int64_t out_features, int64_t in_features, int weight_bits,
+                                 int activation_bits, int64_t group_size, int64_t outliers) {
   NIBBLE_CHECK(outliers >= 0 && outliers < in_features);
   const int64_t integer_columns = in_features - outliers;
   const int64_t groups = group_size == 0 ? 1 : (integer_columns + group_size - 1) / group_size;
@@ -21,7 +20,8 @@ QuantizedWeight synthetic_weight(int64_t out_features, int64_t in_features, int 
   const int64_t levels = int64_t{1} << weight_bits;
   weight.codes.resize(static_cast<size_t>(out_features * integer_columns));
   for (size_t i = 0; i < weight.codes.size(); ++i) {
-    weight.codes[i] = static_cast<int8_t>(static_cast<int64_t>(random.bits(i) % static_cast<uint64_t>(levels)) - levels / 2);
+    weight.codes[i] = static_cast<int8_t>(
+        static_cast<int64_t>(random.bits(i) % static_cast<uint64_t>(levels)) - levels / 2);
   }
   weight.scales.assign(static_cast<size_t>(out_features * groups), 0x1p-7f);
   for (int64_t j = 0; j < outliers; ++j) weight.outlier_columns.push_back(static_cast<int32_t>(j));
@@ -35,9 +35,9 @@ std::vector<PackedLinear> sample_linears() {
     int weight_bits, activation_bits;
     int64_t group_size, outliers;
   };
-  constexpr Settings kSettings[] = {{4, 4, 0, 32},  {8, 8, 0, 32},  {4, 8, 0, 32},   {4, 8, 128, 0},
-                                    {8, 16, 0, 0},  {4, 16, 32, 0}, {4, 16, 128, 0}, {3, 16, 0, 0},
-                                    {2, 16, 64, 0}};
+  constexpr Settings kSettings[] = {{4, 4, 0, 32},   {8, 8, 0, 32}, {4, 8, 0, 32},
+                                    {4, 8, 128, 0},  {8, 16, 0, 0}, {4, 16, 32, 0},
+                                    {4, 16, 128, 0}, {3, 16, 0, 0}, {2, 16, 64, 0}};
   std::vector<PackedLinear> samples;
   const std::vector<float> floats(static_cast<size_t>(kOut * kIn), 0.5f);
   samples.push_back(make_dense_linear("32-bit weights", floats.data(), kOut, kIn));
@@ -50,9 +50,10 @@ std::vector<PackedLinear> sample_linears() {
       if (settings.group_size > 0) name += format_text(", groups of {}", settings.group_size);
       if (settings.outliers > 0) name += ", outlier columns";
       try {
-        samples.push_back(format->pack(synthetic_weight(kOut, kIn, settings.weight_bits, settings.activation_bits,
-                                                        settings.group_size, settings.outliers),
-                                       name));
+        samples.push_back(
+            format->pack(synthetic_weight(kOut, kIn, settings.weight_bits, settings.activation_bits,
+                                          settings.group_size, settings.outliers),
+                         name));
       } catch (const Error&) {
         // This format does not hold that combination; another one may.
       }

@@ -1,8 +1,10 @@
-// The public face of nibble: load a model, continue a prompt, measure perplexity, quantize. Everything here is plain C++;
-// nothing of the libraries that nibble is made of shows through. The command line is built on these calls.
+// The public face of nibble: load a model, continue a prompt, measure perplexity, quantize. Everything here
+// is plain C++; nothing of the libraries that nibble is made of shows through. The command line is built on
+// these calls.
 //
-// Every function throws nibble::Error (a std::runtime_error whose text names the file, the value and what was expected) for
-// a request that cannot be met; nibble::UsageError, derived from it, for options that make no sense.
+// Every function throws nibble::Error (a std::runtime_error whose text names the file, the value and what was
+// expected) for a request that cannot be met; nibble::UsageError, derived from it, for options that make no
+// sense.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +24,8 @@ struct LoadOptions {
   int64_t context_length = 0;  // positions; 0: the model's own
 };
 
-// How the next token is drawn. What is not set comes from the model's generation_config.json; see sampler.h for the rules.
+// How the next token is drawn. What is not set comes from the model's generation_config.json; see sampler.h
+// for the rules.
 struct SamplingOptions {
   std::optional<double> temperature;     // 0: always the most likely token
   std::optional<int64_t> top_k;          // 0: off
@@ -41,14 +44,15 @@ struct GenerateOptions {
   int64_t max_tokens = 128;  // -1: until the text ends or the context is full
   SamplingOptions sampling;
   bool ignore_end_of_text = false;
-  bool add_special = true;  // start with the tokens that the tokenizer adds to a text (BOS)
+  bool add_special = true;        // start with the tokens that the tokenizer adds to a text (BOS)
   std::vector<std::string> stop;  // texts that end the generation and are not part of it
 };
 
 struct Generation {
   std::vector<int32_t> prompt_ids;
-  std::vector<int32_t> output_ids;  // the prompt's first; the end-of-text token is included when one was drawn
-  std::string text;                 // of the continuation only
+  std::vector<int32_t>
+      output_ids;    // the prompt's first; the end-of-text token is included when one was drawn
+  std::string text;  // of the continuation only
   StopReason stop_reason = StopReason::kTokenLimit;
   uint64_t seed = 0;  // that was used
   double prompt_seconds = 0, decode_seconds = 0;
@@ -61,9 +65,9 @@ struct Generation {
 using TextCallback = std::function<bool(std::string_view text)>;
 
 struct PerplexityOptions {
-  int64_t window = 512;      // tokens per window
-  int64_t max_windows = 0;   // 0: all that the text fills
-  bool add_special = true;   // the model's BOS starts each window and is not counted
+  int64_t window = 512;     // tokens per window
+  int64_t max_windows = 0;  // 0: all that the text fills
+  bool add_special = true;  // the model's BOS starts each window and is not counted
 };
 
 // `*_stderr` are standard errors clustered by window; NaN for a single window.
@@ -73,7 +77,8 @@ struct PerplexityResult {
   int64_t windows = 0;
   bool has_reference = false;
   double kl_divergence = 0, kl_stderr = 0;  // KL(reference || model), nats per scored token
-  double top1_agreement = 0, top1_stderr = 0;  // share of scored tokens with the same most likely token, 0 .. 1
+  double top1_agreement = 0,
+         top1_stderr = 0;  // share of scored tokens with the same most likely token, 0 .. 1
 };
 
 // A loaded model with its tokenizer and threads. One call at a time.
@@ -88,7 +93,8 @@ class LanguageModel {
   std::vector<int32_t> tokenize(std::string_view text, bool add_special = true) const;
   std::string detokenize(std::span<const int32_t> ids) const;
 
-  Generation generate(std::string_view prompt, const GenerateOptions& options = {}, const TextCallback& on_text = {});
+  Generation generate(std::string_view prompt, const GenerateOptions& options = {},
+                      const TextCallback& on_text = {});
   Generation generate(std::span<const int32_t> prompt_ids, const GenerateOptions& options = {},
                       const TextCallback& on_text = {});
 
@@ -96,7 +102,8 @@ class LanguageModel {
   PerplexityResult perplexity(std::string_view text, const PerplexityOptions& options = {},
                               const LanguageModel* reference = nullptr);
   // Of token ids [sequences, length], each sequence scored alone.
-  PerplexityResult perplexity(std::span<const int32_t> ids, int64_t length, const LanguageModel* reference = nullptr);
+  PerplexityResult perplexity(std::span<const int32_t> ids, int64_t length,
+                              const LanguageModel* reference = nullptr);
 
   int64_t context_length() const;
   int64_t vocabulary_size() const;
@@ -110,9 +117,9 @@ class LanguageModel {
 
 struct QuantizeRequest {
   std::filesystem::path model;
-  std::filesystem::path output;      // the nibble folder to write
-  std::string recipe = "quik-4b";    // a built-in name or a recipe file
-  std::vector<std::string> settings; // "field=value" or "role.field=value", applied in order
+  std::filesystem::path output;       // the nibble folder to write
+  std::string recipe = "quik-4b";     // a built-in name or a recipe file
+  std::vector<std::string> settings;  // "field=value" or "role.field=value", applied in order
   // Calibration: exactly one source where the recipe needs one.
   std::filesystem::path calibration_text;
   std::filesystem::path calibration_ids;  // safetensors with "input_ids" [sequences, length]

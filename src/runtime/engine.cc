@@ -10,7 +10,8 @@ namespace nibble {
 
 std::unique_ptr<Engine> Engine::open(const std::filesystem::path& path, std::shared_ptr<ThreadPool> pool,
                                      int64_t context_length) {
-  if (context_length < 0) fail_usage("the context length is {}, expected at least 1, or 0 for the model's own", context_length);
+  if (context_length < 0)
+    fail_usage("the context length is {}, expected at least 1, or 0 for the model's own", context_length);
   const double started = monotonic_seconds();
   std::unique_ptr<Engine> engine(new Engine(Checkpoint::open(path), std::move(pool)));
   engine->context_length_ =
@@ -62,7 +63,8 @@ void Session::run_batch(std::span<const int32_t> ids) {
   const Model& model = engine_.model();
   hidden_.resize(static_cast<size_t>(count * model.spec().hidden_size));
   model.embed(ids, hidden_.data());
-  const SequenceSpan span = {.cache = cache_.get(), .first_row = 0, .count = count, .first_position = length_};
+  const SequenceSpan span = {
+      .cache = cache_.get(), .first_row = 0, .count = count, .first_position = length_};
   const RunContext context = {
       .sequences = {&span, 1}, .tokens = count, .scratch = &scratch_, .pool = engine_.pool().get()};
   model.run_blocks(hidden_.data(), context);
@@ -90,7 +92,8 @@ void Session::append(std::span<const int32_t> ids, float* logits) {
   while (!ids.empty()) {
     const size_t count = std::min<size_t>(ids.size(), static_cast<size_t>(kPromptBatch));
     run_batch(ids.first(count));
-    engine_.model().logits(hidden_.data(), {}, static_cast<int64_t>(count), logits, scratch_, *engine_.pool());
+    engine_.model().logits(hidden_.data(), {}, static_cast<int64_t>(count), logits, scratch_,
+                           *engine_.pool());
     logits += static_cast<int64_t>(count) * engine_.vocabulary();
     ids = ids.subspan(count);
   }

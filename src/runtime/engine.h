@@ -16,14 +16,15 @@
 
 namespace nibble {
 
-// Tokens of a prompt that run through the model together: enough to make every product compute-bound, small enough for the
-// activations of wide models to stay in cache.
+// Tokens of a prompt that run through the model together: enough to make every product compute-bound, small
+// enough for the activations of wide models to stay in cache.
 inline constexpr int64_t kPromptBatch = 512;
 
 class Engine {
  public:
-  // Throws Error for a path that is no model, a broken one, or one of an unknown architecture. `context_length` 0 means the
-  // model's own. The position tables hold one position more: perplexity's windows may fill the context with a BOS in front.
+  // Throws Error for a path that is no model, a broken one, or one of an unknown architecture.
+  // `context_length` 0 means the model's own. The position tables hold one position more: perplexity's
+  // windows may fill the context with a BOS in front.
   static std::unique_ptr<Engine> open(const std::filesystem::path& path, std::shared_ptr<ThreadPool> pool,
                                       int64_t context_length = 0);
 
@@ -54,7 +55,8 @@ class Engine {
 // One sequence and its keys and values. Ids are appended in batches of kPromptBatch.
 class Session {
  public:
-  // Room for `capacity` positions; throws Error when the memory cannot be had or the engine's context is shorter.
+  // Room for `capacity` positions; throws Error when the memory cannot be had or the engine's context is
+  // shorter.
   Session(const Engine& engine, int64_t capacity);
 
   int64_t length() const { return length_; }
@@ -62,8 +64,9 @@ class Session {
   // Forgets all positions from `length` on.
   void truncate(int64_t length);
 
-  // Appends ids and returns the logits [vocabulary] after the last one, valid until the next call. Throws Error for ids
-  // outside the vocabulary, for none, or for more than fit; Interrupted between batches on Ctrl-C.
+  // Appends ids and returns the logits [vocabulary] after the last one, valid until the next call. Throws
+  // Error for ids outside the vocabulary, for none, or for more than fit; Interrupted between batches on
+  // Ctrl-C.
   std::span<const float> append(std::span<const int32_t> ids);
   // The same with logits [ids, vocabulary] for every id.
   void append(std::span<const int32_t> ids, float* logits);

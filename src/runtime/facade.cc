@@ -1,4 +1,5 @@
-// The public facade of include/nibble/nibble.h over engine, generate, perplexity and the quantization pipeline.
+// The public facade of include/nibble/nibble.h over engine, generate, perplexity and the quantization
+// pipeline.
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "nibble/nibble.h"
@@ -14,11 +15,16 @@ std::string_view version() noexcept { return NIBBLE_VERSION; }
 
 std::string_view stop_reason_name(StopReason reason) noexcept {
   switch (reason) {
-    case StopReason::kEndOfText: return "end_of_text";
-    case StopReason::kStopString: return "stop_string";
-    case StopReason::kTokenLimit: return "token_limit";
-    case StopReason::kContextFull: return "context_full";
-    case StopReason::kInterrupted: return "interrupted";
+    case StopReason::kEndOfText:
+      return "end_of_text";
+    case StopReason::kStopString:
+      return "stop_string";
+    case StopReason::kTokenLimit:
+      return "token_limit";
+    case StopReason::kContextFull:
+      return "context_full";
+    case StopReason::kInterrupted:
+      return "interrupted";
   }
   return "unknown";
 }

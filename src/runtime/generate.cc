@@ -48,12 +48,13 @@ Generation generate(const Engine& engine, std::span<const int32_t> prompt_ids, c
   const int64_t context = engine.context_length();
   const int64_t prompt_length = static_cast<int64_t>(prompt_ids.size());
   if (options.max_tokens < -1) {
-    fail_usage("the number of tokens to generate is {}, expected at least 0, or -1 for no limit", options.max_tokens);
+    fail_usage("the number of tokens to generate is {}, expected at least 0, or -1 for no limit",
+               options.max_tokens);
   }
   if (prompt_length == 0) fail("{}: the prompt has no tokens, expected at least one", engine.path().string());
   if (prompt_length > context) {
-    fail("{}: the prompt has {} tokens, more than the model's context of {}", engine.path().string(), prompt_length,
-         context);
+    fail("{}: the prompt has {} tokens, more than the model's context of {}", engine.path().string(),
+         prompt_length, context);
   }
   const std::string config_source = (engine.path() / "generation_config.json").string();
   Sampler sampler(resolve_sampling(options.sampling, engine.checkpoint().generation_config(), config_source));
@@ -72,8 +73,8 @@ Generation generate(const Engine& engine, std::span<const int32_t> prompt_ids, c
     if (on_text) wanted = on_text(text) && wanted;
   };
 
-  // The last token drawn is never run through the model, so its position needs no room in the cache: a sequence may
-  // become one token longer than the context.
+  // The last token drawn is never run through the model, so its position needs no room in the cache: a
+  // sequence may become one token longer than the context.
   const int64_t room = context - prompt_length + 1;
   const int64_t limit = options.max_tokens < 0 ? room : std::min(options.max_tokens, room);
   std::vector<int32_t> ends = engine.model().spec().eos_ids;

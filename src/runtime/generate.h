@@ -17,7 +17,8 @@ class StopFilter {
  public:
   // Throws UsageError for an empty text.
   explicit StopFilter(std::vector<std::string> stops);
-  // The text that is now certain to be wanted. Once a stop text was found: the text before it, and stopped() is true.
+  // The text that is now certain to be wanted. Once a stop text was found: the text before it, and stopped()
+  // is true.
   std::string push(std::string_view piece);
   // What is held back at the end of the text.
   std::string finish();
@@ -29,9 +30,9 @@ class StopFilter {
   bool stopped_ = false;
 };
 
-// Throws Error when the prompt is empty, longer than the context (with both counts), or has ids outside the vocabulary.
-// Ctrl-C ends it with what there is (StopReason::kInterrupted). Special tokens appear in the text, but for the one that
-// ends it.
+// Throws Error when the prompt is empty, longer than the context (with both counts), or has ids outside the
+// vocabulary. Ctrl-C ends it with what there is (StopReason::kInterrupted). Special tokens appear in the
+// text, but for the one that ends it.
 Generation generate(const Engine& engine, std::span<const int32_t> prompt_ids, const GenerateOptions& options,
                     const TextCallback& on_text);
 

@@ -25,7 +25,8 @@ int64_t top_token(const float* logits, int64_t vocabulary) {
 // Runs whole windows through one model and yields logits of chosen rows.
 class WindowRunner {
  public:
-  WindowRunner(const Engine& engine, int64_t length, int64_t windows_at_once) : engine_(engine), length_(length) {
+  WindowRunner(const Engine& engine, int64_t length, int64_t windows_at_once)
+      : engine_(engine), length_(length) {
     for (int64_t i = 0; i < windows_at_once; ++i) caches_.push_back(engine.model().make_cache(length));
   }
 
@@ -41,10 +42,9 @@ class WindowRunner {
       cache->set_length(0);
       spans.push_back({.cache = cache, .first_row = row, .count = length_, .first_position = 0});
     }
-    model.run_blocks(hidden_.data(), {.sequences = spans,
-                                      .tokens = tokens_,
-                                      .scratch = &scratch_,
-                                      .pool = engine_.pool().get()});
+    model.run_blocks(
+        hidden_.data(),
+        {.sequences = spans, .tokens = tokens_, .scratch = &scratch_, .pool = engine_.pool().get()});
   }
 
   const float* logits(std::span<const int64_t> rows) {
@@ -72,12 +72,13 @@ struct Totals {
 ScoringWindows cut_windows(std::span<const int32_t> ids, int64_t length, int64_t max_windows, int32_t bos,
                            const std::string& source) {
   if (length < 2) fail_usage("a window of {} tokens has nothing to score, expected at least 2", length);
-  if (max_windows < 0) fail_usage("the number of windows is {}, expected at least 1, or 0 for all", max_windows);
+  if (max_windows < 0)
+    fail_usage("the number of windows is {}, expected at least 1, or 0 for all", max_windows);
   const int64_t available = static_cast<int64_t>(ids.size()) / length;
   if (available == 0) fail("{}: has {} tokens, less than one window of {}", source, ids.size(), length);
   if (max_windows > available) {
-    log_warning("{}: {} windows of {} tokens were asked for, but its {} tokens fill only {}", source, max_windows,
-                length, ids.size(), available);
+    log_warning("{}: {} windows of {} tokens were asked for, but its {} tokens fill only {}", source,
+                max_windows, length, ids.size(), available);
   }
   ScoringWindows result;
   result.windows = max_windows > 0 ? std::min(max_windows, available) : available;
@@ -137,18 +138,19 @@ TokenScore score_token(const float* logits, const float* reference, int64_t voca
   return score;
 }
 
-PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& windows, const Engine* reference) {
+PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& windows,
+                                    const Engine* reference) {
   NIBBLE_CHECK(windows.windows >= 1 && windows.length >= 2);
   const int64_t vocabulary = engine.vocabulary();
   for (const Engine* model : {&engine, reference}) {
     if (model == nullptr) continue;
     if (windows.length > model->context_length()) {
-      fail("{}: windows of {} tokens are longer than the model's context of {}", model->path().string(), windows.length,
-           model->context_length());
+      fail("{}: windows of {} tokens are longer than the model's context of {}", model->path().string(),
+           windows.length, model->context_length());
     }
     if (model->vocabulary() != vocabulary) {
-      fail("{}: its vocabulary has {} tokens, but that of {} has {}: they cannot be compared", model->path().string(),
-           model->vocabulary(), engine.path().string(), vocabulary);
+      fail("{}: its vocabulary has {} tokens, but that of {} has {}: they cannot be compared",
+           model->path().string(), model->vocabulary(), engine.path().string(), vocabulary);
     }
   }
   const int64_t prefix = windows.bos >= 0 ? 1 : 0;
@@ -158,7 +160,8 @@ PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& 
 
   WindowRunner runner(engine, rows_per_window, at_once);
   std::unique_ptr<WindowRunner> reference_runner;
-  if (reference != nullptr) reference_runner = std::make_unique<WindowRunner>(*reference, rows_per_window, at_once);
+  if (reference != nullptr)
+    reference_runner = std::make_unique<WindowRunner>(*reference, rows_per_window, at_once);
 
   Totals totals;
   std::vector<int32_t> batch;
@@ -174,8 +177,9 @@ PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& 
     rows.clear();
     targets.clear();
     for (int64_t w = 0; w < count; ++w) {
-      const auto ids = std::span(windows.ids).subspan(static_cast<size_t>((first + w) * windows.length),
-                                                      static_cast<size_t>(windows.length));
+      const auto ids = std::span(windows.ids)
+                           .subspan(static_cast<size_t>((first + w) * windows.length),
+                                    static_cast<size_t>(windows.length));
       if (prefix > 0) batch.push_back(windows.bos);
       batch.insert(batch.end(), ids.begin(), ids.end());
       for (int64_t i = 0; i < scored_per_window; ++i) {
@@ -195,8 +199,8 @@ PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& 
       engine.pool()->parallel_for(static_cast<int64_t>(block), [&](int64_t i, int) {
         const size_t row = at + static_cast<size_t>(i);
         scores[row] = score_token(logits + i * vocabulary,
-                                  reference_logits == nullptr ? nullptr : reference_logits + i * vocabulary, vocabulary,
-                                  targets[row]);
+                                  reference_logits == nullptr ? nullptr : reference_logits + i * vocabulary,
+                                  vocabulary, targets[row]);
       });
     }
     for (int64_t w = 0; w < count; ++w) {

@@ -1,15 +1,15 @@
 // How well a model predicts a text, and how far it is from a reference model.
 //
-// Protocol: the text's tokens are cut into non-overlapping windows of N tokens; each window is scored alone, from its
-// second token. Perplexity is exp of the mean negative log-likelihood over all scored tokens. With a BOS, every window is
-// preceded by it: it takes part in the forward pass, but neither it nor anything else changes in what is counted: the same
-// N - 1 tokens of each window are scored. KL is KL(reference || model) over the whole vocabulary, in nats per scored token.
-// Softmax and all sums are in double precision.
+// Protocol: the text's tokens are cut into non-overlapping windows of N tokens; each window is scored alone,
+// from its second token. Perplexity is exp of the mean negative log-likelihood over all scored tokens. With a
+// BOS, every window is preceded by it: it takes part in the forward pass, but neither it nor anything else
+// changes in what is counted: the same N - 1 tokens of each window are scored. KL is KL(reference || model)
+// over the whole vocabulary, in nats per scored token. Softmax and all sums are in double precision.
 //
-// Standard errors are clustered by window, since the tokens of one window are not independent: with window sums s_w over
-// n_w tokens and the mean m = sum s_w / sum n_w, var(m) = W / (W - 1) * sum (s_w - n_w m)^2 / (sum n_w)^2 (the
-// linearised ratio estimator; Cochran, Sampling Techniques, section 6.4), and by the delta method se(ppl) = ppl * se(m).
-// They are NaN for a single window.
+// Standard errors are clustered by window, since the tokens of one window are not independent: with window
+// sums s_w over n_w tokens and the mean m = sum s_w / sum n_w, var(m) = W / (W - 1) * sum (s_w - n_w m)^2 /
+// (sum n_w)^2 (the linearised ratio estimator; Cochran, Sampling Techniques, section 6.4), and by the delta
+// method se(ppl) = ppl * se(m). They are NaN for a single window.
 #pragma once
 
 #include <cstdint>
@@ -29,19 +29,21 @@ struct ScoringWindows {
   int32_t bos = -1;  // put before each window; -1: none
 };
 
-// The first `max_windows` windows (0: all) of `length` tokens of a text's tokens. Throws UsageError for a length below 2,
-// Error naming `source` and the counts when the text does not fill one window. Warns when there are fewer than asked for.
+// The first `max_windows` windows (0: all) of `length` tokens of a text's tokens. Throws UsageError for a
+// length below 2, Error naming `source` and the counts when the text does not fill one window. Warns when
+// there are fewer than asked for.
 ScoringWindows cut_windows(std::span<const int32_t> ids, int64_t length, int64_t max_windows, int32_t bos,
                            const std::string& source);
 
-// The windows of a text file's content, tokenized without special tokens. When options.add_special is set, the model's BOS
-// (if it has one) goes before each window.
+// The windows of a text file's content, tokenized without special tokens. When options.add_special is set,
+// the model's BOS (if it has one) goes before each window.
 ScoringWindows text_windows(const Engine& engine, std::string_view text, const PerplexityOptions& options,
                             const std::string& source);
 
-// Throws Error when the windows are longer than a model's context, the vocabularies differ, or a model computes NaN;
-// Interrupted on Ctrl-C.
-PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& windows, const Engine* reference);
+// Throws Error when the windows are longer than a model's context, the vocabularies differ, or a model
+// computes NaN; Interrupted on Ctrl-C.
+PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& windows,
+                                    const Engine* reference);
 
 // Mean of sum / count over clusters and its standard error, as above.
 struct ClusteredMean {
@@ -52,8 +54,8 @@ ClusteredMean clustered_mean(std::span<const double> sums, std::span<const int64
 // What one position's logits say about the token that follows.
 struct TokenScore {
   double negative_log_likelihood = 0;
-  double kl = 0;         // KL(reference || model)
-  bool same_top = false; // the lowest id among the largest logits is the same
+  double kl = 0;          // KL(reference || model)
+  bool same_top = false;  // the lowest id among the largest logits is the same
 };
 // `reference` may be null; logits [vocabulary].
 TokenScore score_token(const float* logits, const float* reference, int64_t vocabulary, int32_t target);

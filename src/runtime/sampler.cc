@@ -21,12 +21,14 @@ struct Range {
 
 constexpr Range kTemperature = {"--temp", "temperature", "a finite number, at least 0",
                                 [](double v) { return std::isfinite(v) && v >= 0; }};
-constexpr Range kTopK = {"--top-k", "top_k", "a whole number, at least 0 (0: off)", [](double v) { return v >= 0; }};
+constexpr Range kTopK = {"--top-k", "top_k", "a whole number, at least 0 (0: off)",
+                         [](double v) { return v >= 0; }};
 constexpr Range kTopP = {"--top-p", "top_p", "a number from 0 to 1 (1: off)",
                          [](double v) { return v >= 0 && v <= 1; }};
 constexpr Range kMinP = {"--min-p", "min_p", "a number from 0 to 1 (0: off)",
                          [](double v) { return v >= 0 && v <= 1; }};
-constexpr Range kRepeatPenalty = {"--repeat-penalty", "repetition_penalty", "a finite number above 0 (1: off)",
+constexpr Range kRepeatPenalty = {"--repeat-penalty", "repetition_penalty",
+                                  "a finite number above 0 (1: off)",
                                   [](double v) { return std::isfinite(v) && v > 0; }};
 
 bool says_how_to_sample(const Json& config) {
@@ -93,7 +95,8 @@ SamplerSettings resolve_sampling(const SamplingOptions& options, const Json& gen
   settings.min_p = option_number(options.min_p, kMinP, settings.min_p);
   settings.repeat_penalty = option_number(options.repeat_penalty, kRepeatPenalty, settings.repeat_penalty);
   if (options.repeat_last < -1) {
-    fail_usage("--repeat-last-n is {}, expected a whole number, at least -1 (-1: all tokens)", options.repeat_last);
+    fail_usage("--repeat-last-n is {}, expected a whole number, at least -1 (-1: all tokens)",
+               options.repeat_last);
   }
   settings.repeat_last = options.repeat_last;
   settings.seed = options.seed ? *options.seed : seed_from_system();
@@ -113,7 +116,8 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
   if (settings_.repeat_penalty != 1.0) {
     logits_.assign(logits.begin(), logits.end());
     size_t looked_back = history.size();
-    if (settings_.repeat_last >= 0) looked_back = std::min<size_t>(looked_back, static_cast<size_t>(settings_.repeat_last));
+    if (settings_.repeat_last >= 0)
+      looked_back = std::min<size_t>(looked_back, static_cast<size_t>(settings_.repeat_last));
     std::vector<int32_t> recent(history.end() - static_cast<std::ptrdiff_t>(looked_back), history.end());
     std::sort(recent.begin(), recent.end());
     recent.erase(std::unique(recent.begin(), recent.end()), recent.end());
@@ -151,13 +155,14 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
   return candidates_.back().second;  // rounding of the running difference
 }
 
-// Drops what top-k, top-p and min-p exclude. Leaves the best candidate in front, and all sorted when any filter is on.
+// Drops what top-k, top-p and min-p exclude. Leaves the best candidate in front, and all sorted when any
+// filter is on.
 void Sampler::keep_candidates() {
   const size_t all = candidates_.size();
   const size_t keep = settings_.top_k > 0 ? std::min<size_t>(all, static_cast<size_t>(settings_.top_k)) : all;
   if (keep < all) {
-    std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(keep), candidates_.end(),
-                      better);
+    std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(keep),
+                      candidates_.end(), better);
     candidates_.resize(keep);
   } else if (settings_.top_p < 1 || settings_.min_p > 0) {
     std::sort(candidates_.begin(), candidates_.end(), better);

@@ -1,13 +1,16 @@
-// Drawing the next token. The same seed and logits give the same tokens on every machine and standard library.
+// Drawing the next token. The same seed and logits give the same tokens on every machine and standard
+// library.
 //
-// Steps, in llama.cpp's order: repetition penalty (CTRL, Keskar et al. 2019: logits of recent tokens divided by the penalty
-// where positive, multiplied where negative) -> top-k -> top-p (nucleus, Holtzman et al. 2020) -> min-p (Nguyen et al. 2024)
-// -> temperature -> draw. top-p and min-p see the distribution before the temperature. Among equal logits the lower id
-// comes first. At least one token always remains.
+// Steps, in llama.cpp's order: repetition penalty (CTRL, Keskar et al. 2019: logits of recent tokens divided
+// by the penalty where positive, multiplied where negative) -> top-k -> top-p (nucleus, Holtzman et al. 2020)
+// -> min-p (Nguyen et al. 2024)
+// -> temperature -> draw. top-p and min-p see the distribution before the temperature. Among equal logits the
+// lower id comes first. At least one token always remains.
 //
-// Where a setting is not given: if the model's generation_config.json has any of do_sample, temperature, top_k, top_p,
-// min_p, repetition_penalty, those hold, "do_sample": false means temperature 0, and what it leaves out is as in
-// transformers (temperature 1, top-k 50, others off). Else: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, no penalty.
+// Where a setting is not given: if the model's generation_config.json has any of do_sample, temperature,
+// top_k, top_p, min_p, repetition_penalty, those hold, "do_sample": false means temperature 0, and what it
+// leaves out is as in transformers (temperature 1, top-k 50, others off). Else: temperature 0.8, top-k 40,
+// top-p 0.95, min-p 0.05, no penalty.
 #pragma once
 
 #include <cstdint>
@@ -31,14 +34,14 @@ struct SamplerSettings {
   uint64_t seed = 0;
 };
 
-// Throws UsageError naming the option and its value for NaN and values out of range (temperature < 0, top-p outside
-// [0, 1], min-p outside [0, 1], top-k < 0, repeat penalty <= 0, repeat-last < -1); Error for such values in
-// generation_config.json, `source` naming it. A seed is drawn from the system when none is set.
+// Throws UsageError naming the option and its value for NaN and values out of range (temperature < 0, top-p
+// outside [0, 1], min-p outside [0, 1], top-k < 0, repeat penalty <= 0, repeat-last < -1); Error for such
+// values in generation_config.json, `source` naming it. A seed is drawn from the system when none is set.
 SamplerSettings resolve_sampling(const SamplingOptions& options, const nlohmann::json& generation_config,
                                  const std::string& source);
 
-// Random bits as a function of a seed and a counter: splitmix64's finalizer (Steele, Lea & Flood 2014) over a Weyl sequence
-// that starts at a mix of the seed.
+// Random bits as a function of a seed and a counter: splitmix64's finalizer (Steele, Lea & Flood 2014) over a
+// Weyl sequence that starts at a mix of the seed.
 class CounterRandom {
  public:
   explicit CounterRandom(uint64_t seed) : start_(mix(seed ^ 0x6a09e667f3bcc909u)) {}
@@ -59,8 +62,8 @@ class Sampler {
  public:
   explicit Sampler(const SamplerSettings& settings) : settings_(settings), random_(settings.seed) {}
 
-  // The next token of a sequence whose tokens so far are `history` (prompt included), from logits [vocabulary]. Throws
-  // Error when a logit is NaN or none is finite.
+  // The next token of a sequence whose tokens so far are `history` (prompt included), from logits
+  // [vocabulary]. Throws Error when a logit is NaN or none is finite.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
 
   const SamplerSettings& settings() const { return settings_; }
@@ -70,8 +73,8 @@ class Sampler {
   SamplerSettings settings_;
   CounterRandom random_;
   uint64_t draws_ = 0;
-  std::vector<float> logits_;                             // after the penalty
-  std::vector<std::pair<float, int32_t>> candidates_;     // logit and id, best first
+  std::vector<float> logits_;                          // after the penalty
+  std::vector<std::pair<float, int32_t>> candidates_;  // logit and id, best first
   std::vector<double> weights_;
 };
 

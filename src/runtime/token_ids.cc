@@ -12,7 +12,8 @@ namespace nibble {
 void check_token_ids(const std::vector<int32_t>& ids, int64_t vocabulary, const std::string& what) {
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= vocabulary) {
-      fail("{}: token id {} at position {} is outside the model's vocabulary of {}", what, ids[i], i, vocabulary);
+      fail("{}: token id {} at position {} is outside the model's vocabulary of {}", what, ids[i], i,
+           vocabulary);
     }
   }
 }
@@ -23,8 +24,8 @@ TokenIds read_token_ids_file(const std::filesystem::path& path, int64_t vocabula
   if (found == file.tensors.end()) fail("{}: has no tensor 'input_ids'", path.string());
   const Tensor& tensor = found->second;
   if (tensor.rank() < 1 || tensor.rank() > 2 || tensor.elements() == 0) {
-    fail("{}: 'input_ids' has the shape {}, expected [tokens] or [sequences, tokens], not empty", path.string(),
-         to_string(tensor.shape()));
+    fail("{}: 'input_ids' has the shape {}, expected [tokens] or [sequences, tokens], not empty",
+         path.string(), to_string(tensor.shape()));
   }
   TokenIds result;
   result.is_matrix = tensor.rank() == 2;
@@ -41,8 +42,8 @@ TokenIds read_token_ids_file(const std::filesystem::path& path, int64_t vocabula
       fail("{}: 'input_ids' is of type {}, expected I64 or I32", path.string(), dtype_name(tensor.dtype()));
     }
     if (id < 0 || id >= vocabulary) {
-      fail("{}: 'input_ids' has {} at position {}, outside the model's vocabulary of {}", path.string(), id, i,
-           vocabulary);
+      fail("{}: 'input_ids' has {} at position {}, outside the model's vocabulary of {}", path.string(), id,
+           i, vocabulary);
     }
     result.ids.push_back(static_cast<int32_t>(id));
   }
@@ -65,7 +66,8 @@ std::vector<int32_t> parse_token_ids(std::string_view text, const std::string& s
     int32_t id = 0;
     const auto [stop, error] = std::from_chars(word.data(), word.data() + word.size(), id);
     if (error != std::errc() || stop != word.data() + word.size() || id < 0) {
-      fail("{}: '{}' is no token id, expected decimal numbers from 0 to 2147483647", source, word.substr(0, 40));
+      fail("{}: '{}' is no token id, expected decimal numbers from 0 to 2147483647", source,
+           word.substr(0, 40));
     }
     ids.push_back(id);
     at = end;

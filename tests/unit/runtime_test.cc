@@ -55,7 +55,8 @@ TEST(StopFilter, EveryCutOfATextGivesTheSameResult) {
   for (size_t first = 0; first <= text.size(); ++first) {
     for (size_t second = first; second <= text.size(); ++second) {
       bool stopped = false;
-      EXPECT_EQ(filtered({"ababc"}, {text.substr(0, first), text.substr(first, second - first), text.substr(second)},
+      EXPECT_EQ(filtered({"ababc"},
+                         {text.substr(0, first), text.substr(first, second - first), text.substr(second)},
                          &stopped),
                 "xab");
       EXPECT_TRUE(stopped);
@@ -106,7 +107,8 @@ TEST(ScoreToken, MatchesPlainSoftmax) {
 
 TEST(ScoreToken, HugeLogitsNeitherOverflowNorVanish) {
   const std::vector<float> q = {-30000, 30000, 29999};
-  EXPECT_NEAR(score_token(q.data(), nullptr, 3, 0).negative_log_likelihood, 60000 + std::log1p(std::exp(-1.0)), 1e-6);
+  EXPECT_NEAR(score_token(q.data(), nullptr, 3, 0).negative_log_likelihood,
+              60000 + std::log1p(std::exp(-1.0)), 1e-6);
 }
 
 TEST(ScoreToken, EqualLogitsHaveNoDivergenceAndTiesTakeTheLowestId) {

@@ -35,7 +35,8 @@ std::map<int32_t, int> draw(const SamplerSettings& settings, const std::vector<f
   return seen;
 }
 
-std::set<int32_t> support(const SamplerSettings& settings, const std::vector<float>& logits, int count = 4000) {
+std::set<int32_t> support(const SamplerSettings& settings, const std::vector<float>& logits,
+                          int count = 4000) {
   std::set<int32_t> ids;
   for (const auto& [id, times] : draw(settings, logits, count)) ids.insert(id);
   return ids;
@@ -232,9 +233,9 @@ TEST(ResolveSampling, TheModelsConfigHolds) {
 
 TEST(ResolveSampling, OptionsOverrideTheModel) {
   const Json config = {{"do_sample", false}, {"temperature", 0.6}};
-  const SamplerSettings settings =
-      resolve_sampling({.temperature = 0.3, .top_k = 5, .top_p = 0.5, .min_p = 0.1, .repeat_penalty = 1.2, .seed = 9},
-                       config, "test");
+  const SamplerSettings settings = resolve_sampling(
+      {.temperature = 0.3, .top_k = 5, .top_p = 0.5, .min_p = 0.1, .repeat_penalty = 1.2, .seed = 9}, config,
+      "test");
   EXPECT_EQ(settings.temperature, 0.3);
   EXPECT_EQ(settings.top_k, 5);
   EXPECT_EQ(settings.top_p, 0.5);
@@ -261,21 +262,23 @@ TEST(ResolveSampling, RefusesOptionsOutOfRange) {
 }
 
 TEST(ResolveSampling, RefusesABrokenModelConfigByName) {
-  for (const Json& config : {Json{{"temperature", -1}}, Json{{"top_p", 2}}, Json{{"top_k", -3}}, Json{{"top_p", "x"}},
-                             Json{{"do_sample", 3}}, Json{{"repetition_penalty", 0}}}) {
+  for (const Json& config : {Json{{"temperature", -1}}, Json{{"top_p", 2}}, Json{{"top_k", -3}},
+                             Json{{"top_p", "x"}}, Json{{"do_sample", 3}}, Json{{"repetition_penalty", 0}}}) {
     try {
       resolve_sampling({}, config, "folder/generation_config.json");
       FAIL() << config.dump();
     } catch (const UsageError&) {
       FAIL() << "a file's fault is no usage error: " << config.dump();
     } catch (const Error& error) {
-      EXPECT_NE(std::string(error.what()).find("folder/generation_config.json"), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find("folder/generation_config.json"), std::string::npos)
+          << error.what();
     }
   }
 }
 
 TEST(ResolveSampling, SeedsFromTheSystemDiffer) {
-  EXPECT_NE(resolve_sampling({}, Json::object(), "test").seed, resolve_sampling({}, Json::object(), "test").seed);
+  EXPECT_NE(resolve_sampling({}, Json::object(), "test").seed,
+            resolve_sampling({}, Json::object(), "test").seed);
 }
 
 }  // namespace
