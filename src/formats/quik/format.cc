@@ -18,7 +18,7 @@ extern const LinearFormat kQuikFormat;
 
 namespace quik {
 
-extern const LinearKernel kReferenceKernel;
+extern const LinearKernel kAmxKernel, kAvx512VnniKernel, kAvxVnniKernel, kAvx2Kernel, kReferenceKernel;
 
 namespace {
 
@@ -228,7 +228,9 @@ bool can_fuse(const PackedLinear& a, const PackedLinear& b) {
          (left.bytes() == 0 || std::memcmp(left.raw(), right.raw(), left.bytes()) == 0);
 }
 
-constexpr std::array kKernels = {&kReferenceKernel};
+// Fastest first.
+constexpr std::array kKernels = {&kAmxKernel, &kAvx512VnniKernel, &kAvxVnniKernel, &kAvx2Kernel,
+                                 &kReferenceKernel};
 
 }  // namespace
 }  // namespace quik

@@ -1,0 +1,63 @@
+// The quik kernels of one instruction set; see nibble_isa_objects() in cmake/nibble_targets.cmake.
+#include "formats/quik/kernels.h"
+
+#if defined(__AVX512F__)
+#include "formats/quik/isa/dot_512.h"
+#else
+#include "formats/quik/isa/dot_256.h"
+#endif
+#include "formats/quik/isa/finish.h"
+#include "formats/quik/isa/quantize.h"
+
+namespace nibble::quik::NIBBLE_ISA {
+namespace {
+
+// From this many tokens on, unpacking a strip of 4-bit codes once costs less than unpacking it for every few
+// tokens.
+constexpr int64_t kWidenFromTokens = 24;
+
+void multiply_vectors(const Weights& w, const Activations& a, int64_t first_strip, int64_t last_strip,
+                      int64_t first, int64_t last, const Output& output, uint8_t* scratch) {
+  int32_t* c = reinterpret_cast<int32_t*>(scratch);
+  float* f = reinterpret_cast<float*>(scratch) + kDotTokens * kStripRows;
+  static_assert(2 * kDotTokens * kStripRows * 4 <= 4 * kStripRows * kStripRows * 4);
+  for (int64_t strip = first_strip; strip < last_strip; ++strip) {
+    const uint8_t* codes = w.codes + strip * strip_bytes(w);
+    const uint16_t* outlier_weights = w.outlier_weights + strip * w.outliers * kStripRows;
+    const StripRows rows = strip_rows(w, strip);
+    bool wide = false;
+#if defined(__AVX512F__)
+    if (w.weight_bits == 4 && last - first >= kWidenFromTokens) {
+      uint8_t* panel = scratch + 4 * kStripRows * kStripRows * 4;
+      widen_strip(codes, w.blocks, panel);
+      codes = panel;
+      wide = true;
+    }
+#endif
+    for (int64_t token = first; token < last;) {
+      const int64_t tile = tile_rows(a.tokens, token);
+      int64_t count = tile - token % kTileTokens;
+      if (count > kDotTokens) count = kDotTokens;
+      if (count > last - token) count = last - token;
+      const Dot dot_tokens = find_dot(wide ? 8 : w.weight_bits, w.activation_bits, count);
+      dot_tokens(codes, token_codes(a, w.blocks, token), tile * kBlockColumns, w.blocks, c);
+      if (w.outliers > 0) {
+        kOutlierSums[count - 1](outlier_weights, a.outliers + token * w.outliers, w.outliers, f);
+      }
+      finish(rows, a, token, count, c, w.outliers > 0 ? f : nullptr, output, w.n);
+      token += count;
+    }
+  }
+}
+
+}  // namespace
+
+extern const IsaKernels kKernels;
+
+const IsaKernels kKernels = {
+    .tiles_from_tokens = 0,
+    .quantize = quantize,
+    .multiply = multiply_vectors,
+};
+
+}  // namespace nibble::quik::NIBBLE_ISA
