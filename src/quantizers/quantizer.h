@@ -14,15 +14,19 @@
 namespace nibble {
 
 struct QuantizerInput {
-  std::string name;                   // of the linear, for messages
-  const float* weight = nullptr;      // [n, k] row-major
+  std::string name;               // of the linear, for messages
+  const float* weight = nullptr;  // [n, k] row-major
   int64_t out_features = 0, in_features = 0;
   const InputStatistics* statistics = nullptr;  // nullptr for quantizers that need none
   const LinearSettings* settings = nullptr;
-  std::vector<int32_t> outlier_columns;  // ascending; the same for all linears of a group
+  std::vector<int32_t>
+      outlier_columns;  // ascending; the same for all linears of a group; fewer than in_features
+  // The format stores scales as F16: they are rounded to it before codes are chosen, so that packing changes
+  // nothing.
+  bool f16_scales = false;
 };
 
-// How far the result is from the input, in the log and in config.json.
+// How far the result is from the input, for the log and config.json.
 struct QuantizationError {
   double weight_relative = 0;  // |W - Q|_F^2 / |W|_F^2
   double output_relative = 0;  // tr((W-Q) H (W-Q)^T) / tr(W H W^T); 0 without statistics
@@ -31,17 +35,28 @@ struct QuantizationError {
 struct Quantizer {
   const char* name;
   bool needs_hessian;
-  // Throws Error naming the linear for NaN weights, a Hessian that stays indefinite after damping, ...
+  // The result has no bias; outlier weights are unrounded floats. The same bits for any number of threads.
+  // Throws Error naming the linear for weights that are not finite and for a Hessian that is not or stays
+  // indefinite after damping.
   QuantizedWeight (*quantize)(const QuantizerInput& input, ThreadPool& pool);
 };
 
 std::span<const Quantizer* const> all_quantizers();
 const Quantizer& find_quantizer(std::string_view name);  // UsageError listing the names
 
-// Outlier columns of a linear group by the rules of docs/format.md (QUIK, section "Outlier columns"). Ascending.
+// Outlier columns of a linear group, ascending: those with the largest max_abs, the lower index first where
+// equal (QUIK, section "Outlier features"). How many:
+//  - settings.outlier_columns, or for -1 min(256, 32 * ceil(hidden_size / 512)), whatever this linear's own
+//  input size;
+//  - times floor(in_features / hidden_size), at least 1, where settings.outlier_scaling is set;
+//  - none where no |x| exceeded settings.outlier_threshold (doubled for down projections) and that is above
+//  0;
+//  - never more than half of the columns.
 std::vector<int32_t> select_outlier_columns(const InputStatistics& statistics, const LinearSettings& settings,
                                             int64_t hidden_size, bool is_down_projection);
 
+// `dequantized` [n, k] is the weight as the packed format reads it. Without statistics (or without their
+// Hessian) only weight_relative is measured.
 QuantizationError quantization_error(const QuantizerInput& input, const float* dequantized, ThreadPool& pool);
 
 }  // namespace nibble

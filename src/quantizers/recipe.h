@@ -1,12 +1,21 @@
-// A recipe says which quantizer, format and settings each linear gets. It is data: a name, defaults, and overrides that
-// apply in order to the linears they match. Built-in recipes are JSON texts in recipes.cc; a user's is a JSON file with
-// comments.
+// A recipe says which quantizer, format and settings each linear gets. It is data: a name, defaults, and
+// overrides that apply in order to the linears they match. Built-in recipes are JSON texts in recipes.cc; a
+// user's is a JSON file with comments:
+//
+//   {
+//     "name": "mine", "description": "...",
+//     "defaults": {"weight_bits": 4, "activation_bits": 8},
+//     "overrides": [
+//       {"roles": ["down"], "settings": {"weight_bits": 8}},
+//       {"name": "model.layers.0.*", "bits": 4, "settings": {"group_size": 64}}
+//     ]
+//   }
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <string>
-#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "io/json.h"
@@ -14,36 +23,42 @@
 
 namespace nibble {
 
-// Everything a recipe can set for one linear. Field names are the keys of recipe files and of --set.
+// Everything a recipe can set for one linear. Field names are the keys of recipe files and of --set; a new
+// one is a member here and a row of the table in recipe.cc.
 struct LinearSettings {
   std::string quantizer = "gptq";  // "rtn", "gptq", "none"
   std::string format = "quik";     // a row of formats/all.cc; "dense" keeps the linear in 16 bit
   int64_t weight_bits = 4;
-  int64_t activation_bits = 4;     // 4, 8; 16: activations stay floats
-  int64_t group_size = 0;          // 0: one scale per output row
-  // Outlier columns (QUIK): -1 by the rule of the contract (min(256, 32*ceil(hidden/512)) scaled by floor(in/hidden) where
-  // outlier_scaling is set); 0 none; else that many before scaling.
+  int64_t activation_bits = 4;  // 4, 8; 16: activations stay floats
+  int64_t group_size = 0;       // 0: one scale per output row
+  // Outlier columns (QUIK): -1 by the rule of the contract (min(256, 32*ceil(hidden/512)) scaled by
+  // floor(in/hidden) where outlier_scaling is set); 0 none; else that many before scaling.
   int64_t outlier_columns = 0;
-  bool outlier_scaling = false;    // multiply by floor(in/hidden): 8-bit down projections
-  double outlier_threshold = 0.0;  // T: no outlier columns where max |x| <= T (doubled for down projections); 0: off
-  bool clip = false;               // search the clipping factor p*
+  bool outlier_scaling = false;  // multiply by floor(in/hidden): 8-bit down projections
+  double outlier_threshold =
+      0.0;            // T: no outlier columns where max |x| <= T (doubled for down projections); 0: off
+  bool clip = false;  // search the clipping factor p*
   double clip_norm = 2.4;
-  int64_t clip_steps = 80;         // p = 1.00, 0.99, ...
-  double damping = 0.01;           // GPTQ: fraction of mean(diag H) added to the diagonal
-  int64_t block_size = 128;        // GPTQ: columns per lazy update
-  std::string column_order = "ascending";  // GPTQ: "ascending" (QUIK: by max|x|, outliers last), "natural", "descending"
-  bool calibrate_on_quantized = true;      // statistics from the already quantized earlier layers
+  int64_t clip_steps = 80;   // p = 1.00, 0.99, ...
+  double damping = 0.01;     // GPTQ: fraction of mean(diag H) added to the diagonal
+  int64_t block_size = 128;  // GPTQ: columns per lazy update
+  std::string column_order =
+      "ascending";  // GPTQ: "ascending" (QUIK: by max|x|, outliers last), "natural", "descending"
+  bool calibrate_on_quantized = true;  // statistics from the already quantized earlier layers
 
-  // Sets one field from its textual value. Throws UsageError for an unknown field or a value out of its range.
+  // Sets one field. Throws UsageError naming `source`, field, value and the allowed ones for an unknown field
+  // or a value out of its range; nothing is changed then.
   void set(const std::string& field, const Json& value, const std::string& source);
+  // Throws Error naming `source` when fields contradict each other.
+  void check(const std::string& source) const;
   Json to_json() const;
 };
 
 struct RecipeOverride {
-  std::string name_pattern;          // glob on the linear's name ("*" any run of characters, "?" one), empty: all
-  std::vector<std::string> roles;    // "q", "k", "v", "o", "gate", "up", "down"; empty: all
-  int64_t bits = 0;                  // only linears whose weight_bits are this so far; 0: all
-  Json settings;                     // field -> value
+  std::string name_pattern;  // glob on the linear's name ("*" any run of characters, "?" one), empty: all
+  std::vector<std::string> roles;  // "q", "k", "v", "o", "gate", "up", "down"; empty: all
+  int64_t bits = 0;                // only linears whose weight_bits are this so far; 0: all
+  Json settings;                   // field -> value
 };
 
 struct Recipe {
@@ -52,18 +67,24 @@ struct Recipe {
   LinearSettings defaults;
   std::vector<RecipeOverride> overrides;
 
-  // Built-in name or a file's path. Throws UsageError listing the names when there is neither.
+  // Built-in name or a file's path. Throws UsageError listing the names when there is neither, Error when the
+  // file is no recipe.
   static Recipe find(const std::string& name_or_path);
+  // Throws Error naming `source`, key and value for unknown keys, fields and roles and for values out of
+  // range.
   static Recipe from_json(const Json& json, const std::string& source);
   static std::vector<std::string> builtin_names();
   Json to_json() const;
 
   // "field=value" changes the defaults; "role.field=value" (role as above) appends an override for that role.
+  // The value is JSON, or text where it is none: "damping=0.05", "clip=false", "down.column_order=natural".
+  // UsageError as set().
   void apply_set(const std::string& key_value);
 
-  // The settings of one linear.
+  // The settings of one linear. Throws Error when they contradict each other.
   LinearSettings settings_for(const std::string& linear_name, LinearRole role) const;
-  // Throws Error when an override matches none of the linears: a typing mistake must not pass as "nothing to do".
+  // Throws Error when an override matches none of the linears: a typing mistake must not pass as "nothing to
+  // do".
   void check_all_match(const std::vector<std::pair<std::string, LinearRole>>& linears) const;
 };
 

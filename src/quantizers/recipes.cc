@@ -1,0 +1,65 @@
+// The built-in recipes, as a user would write them. A new one is a text here and a row at the end.
+#include "quantizers/recipes.h"
+
+#include <array>
+
+namespace nibble {
+namespace {
+
+constexpr std::string_view kRtnW4A4 = R"({
+  "name": "rtn-w4a4",
+  "description": "4-bit weights and activations by plain rounding, no outlier columns: the baseline that QUIK repairs",
+  "defaults": {
+    "quantizer": "rtn",
+    "format": "quik",
+    "weight_bits": 4,
+    "activation_bits": 4,
+    "outlier_columns": 0,
+    "clip": false
+  }
+})";
+
+constexpr std::string_view kQuik4b = R"({
+  "name": "quik-4b",
+  "description": "QUIK: 4-bit weights and activations, outlier columns in 16 bits, GPTQ, clip search; down projections 8 bit",
+  "defaults": {
+    "quantizer": "gptq",
+    "format": "quik",
+    "weight_bits": 4,
+    "activation_bits": 4,
+    "outlier_columns": -1,  // by the hidden size: 64 at 576, 256 from 4096 on
+    "clip": true
+  },
+  "overrides": [
+    // Their input is a product of two activations, with a variance that 4 bits do not hold.
+    {"roles": ["down"], "settings": {"weight_bits": 8, "activation_bits": 8, "outlier_scaling": true}}
+  ]
+})";
+
+constexpr std::string_view kQuik8b = R"({
+  "name": "quik-8b",
+  "description": "QUIK at 8 bits: weights and activations, outlier columns in 16 bits, GPTQ, clip search",
+  "defaults": {
+    "quantizer": "gptq",
+    "format": "quik",
+    "weight_bits": 8,
+    "activation_bits": 8,
+    "outlier_columns": -1,
+    "clip": true
+  },
+  "overrides": [
+    {"roles": ["down"], "settings": {"outlier_scaling": true}}
+  ]
+})";
+
+constexpr std::array kRecipes = {
+    BuiltinRecipe{"quik-4b", kQuik4b},
+    BuiltinRecipe{"quik-8b", kQuik8b},
+    BuiltinRecipe{"rtn-w4a4", kRtnW4A4},
+};
+
+}  // namespace
+
+std::span<const BuiltinRecipe> builtin_recipes() { return kRecipes; }
+
+}  // namespace nibble

@@ -1,0 +1,130 @@
+#include "quantizers/uniform_grid.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+#include "base/half.h"
+#include "quantizers/clip_search.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kRowsPerTask = 16;
+
+// The scale of one group. `padded` is scratch for the clip search, with room for the group rounded up to
+// whole lanes.
+float choose_scale(const float* weights, int64_t count, const LinearSettings& settings,
+                   const UniformGrid& grid, bool f16_scales, float* padded) {
+  float largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(weights[i]));
+  if (!(largest / grid.highest >= std::numeric_limits<float>::min())) largest = 1.0f;
+
+  float factor = 1.0f;
+  if (settings.clip) {
+    ClipStretch stretch{.values = padded,
+                        .padded_count = (count + kClipLanes - 1) / kClipLanes * kClipLanes,
+                        .lowest_code = grid.lowest,
+                        .highest_code = grid.highest,
+                        .norm = static_cast<float>(settings.clip_norm),
+                        .steps = static_cast<int>(settings.clip_steps)};
+    for (int64_t i = 0; i < count; ++i) padded[i] = weights[i] / largest;
+    std::fill(padded + count, padded + stretch.padded_count, 0.0f);
+    factor = clip_factor(find_clip_step(stretch));
+  }
+  const float scale = factor * largest / grid.highest;
+  if (!f16_scales) return std::max(scale, std::numeric_limits<float>::min());
+  constexpr float kSmallest = 0x1p-24f, kLargest = 65504.0f;
+  return std::clamp(f16_to_float(float_to_f16(scale)), kSmallest, kLargest);
+}
+
+}  // namespace
+
+void check_quantizer_input(const QuantizerInput& input, ThreadPool& pool) {
+  NIBBLE_CHECK(input.weight != nullptr && input.settings != nullptr);
+  NIBBLE_CHECK(input.out_features > 0 && input.in_features > 0);
+  NIBBLE_CHECK(static_cast<int64_t>(input.outlier_columns.size()) < input.in_features);
+  for (size_t i = 0; i < input.outlier_columns.size(); ++i) {
+    NIBBLE_CHECK(input.outlier_columns[i] >= 0 && input.outlier_columns[i] < input.in_features);
+    NIBBLE_CHECK(i == 0 || input.outlier_columns[i - 1] < input.outlier_columns[i]);
+  }
+  NIBBLE_CHECK(input.statistics == nullptr || input.statistics->in_features == input.in_features);
+
+  const int64_t n = input.out_features, k = input.in_features;
+  std::atomic<int64_t> first_bad{n * k};
+  pool.parallel_for((n + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
+    const int64_t begin = task * kRowsPerTask * k, end = std::min(n, (task + 1) * kRowsPerTask) * k;
+    for (int64_t i = begin; i < end; ++i) {
+      if (std::isfinite(input.weight[i])) continue;
+      int64_t known = first_bad.load();
+      while (i < known && !first_bad.compare_exchange_weak(known, i)) {
+      }
+      break;
+    }
+  });
+  if (first_bad < n * k) {
+    fail("{}: the weight in row {}, column {} is {}; expected finite numbers", input.name, first_bad / k,
+         first_bad % k, input.weight[first_bad]);
+  }
+}
+
+std::vector<int32_t> integer_columns(const QuantizerInput& input) {
+  std::vector<int32_t> columns;
+  columns.reserve(static_cast<size_t>(input.in_features) - input.outlier_columns.size());
+  auto outlier = input.outlier_columns.begin();
+  for (int32_t column = 0; column < input.in_features; ++column) {
+    if (outlier != input.outlier_columns.end() && *outlier == column) {
+      ++outlier;
+    } else {
+      columns.push_back(column);
+    }
+  }
+  return columns;
+}
+
+UniformGrid choose_grid(const QuantizerInput& input, std::span<const int32_t> columns, ThreadPool& pool) {
+  const LinearSettings& settings = *input.settings;
+  const int64_t count = static_cast<int64_t>(columns.size());
+  UniformGrid grid;
+  NIBBLE_CHECK(settings.weight_bits >= 2 && settings.weight_bits <= 8);
+  grid.highest = static_cast<float>((1 << (settings.weight_bits - 1)) - 1);
+  grid.lowest = -grid.highest - 1;
+  grid.group_size = settings.group_size > 0 ? std::min(settings.group_size, count) : count;
+  grid.groups = (count + grid.group_size - 1) / grid.group_size;
+  grid.scales.resize(static_cast<size_t>(input.out_features * grid.groups));
+
+  pool.parallel_for((input.out_features + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
+    std::vector<float> row(columns.size());
+    std::vector<float> padded(static_cast<size_t>(grid.group_size + kClipLanes));
+    const int64_t end = std::min(input.out_features, (task + 1) * kRowsPerTask);
+    for (int64_t n = task * kRowsPerTask; n < end; ++n) {
+      const float* weights = input.weight + n * input.in_features;
+      for (int64_t i = 0; i < count; ++i) row[i] = weights[columns[i]];
+      for (int64_t group = 0; group < grid.groups; ++group) {
+        const int64_t first = group * grid.group_size;
+        grid.scales[n * grid.groups + group] =
+            choose_scale(row.data() + first, std::min(grid.group_size, count - first), settings, grid,
+                         input.f16_scales, padded.data());
+      }
+    }
+  });
+  return grid;
+}
+
+QuantizedWeight begin_result(const QuantizerInput& input, const UniformGrid& grid, int64_t integer_columns) {
+  QuantizedWeight result;
+  result.out_features = input.out_features;
+  result.in_features = input.in_features;
+  result.weight_bits = static_cast<int>(input.settings->weight_bits);
+  result.activation_bits = static_cast<int>(input.settings->activation_bits);
+  result.group_size = input.settings->group_size;
+  result.scales = grid.scales;
+  result.outlier_columns = input.outlier_columns;
+  result.codes.resize(static_cast<size_t>(input.out_features * integer_columns));
+  result.outlier_weights.resize(static_cast<size_t>(input.out_features) * input.outlier_columns.size());
+  return result;
+}
+
+}  // namespace nibble

@@ -1,0 +1,2 @@
+nibble_test(quantizer_test SOURCES quantizer_test.cc LINKS nibble_quantizers)
+nibble_test(quantizer_gptq_test SOURCES quantizer_gptq_test.cc LINKS nibble_quantizers)

@@ -1,0 +1,1 @@
+nibble_test(recipe_test SOURCES recipe_test.cc LINKS nibble_quantizers)
