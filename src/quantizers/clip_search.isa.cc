@@ -14,7 +14,10 @@ constexpr int kWidth = 4;
 #endif
 constexpr int kVectors = static_cast<int>(kClipLanes) / kWidth;
 // Values between two looks at the partial sum.
-constexpr int64_t kStretchPerLook = 256;
+constexpr int64_t kValuesPerLook = 128;
+// Every kCoarse-th factor is tried first: the others then meet a good bound early and most are dropped
+// half-way.
+constexpr int kCoarse = 8;
 
 typedef float FloatVector __attribute__((vector_size(kWidth * sizeof(float))));
 typedef int32_t IntVector __attribute__((vector_size(kWidth * sizeof(float))));
@@ -63,42 +66,53 @@ inline FloatVector power(FloatVector x, float norm) {
   return (FloatVector)(shifted & (x > lowest));
 }
 
+// The error of a factor, or anything above `bound` when it is above that.
+inline double error_of_step(const ClipStretch& stretch, int step, double bound) {
+  const FloatVector zero = {};
+  const FloatVector low = zero + stretch.lowest_code, high = zero + stretch.highest_code;
+  const float scale = clip_factor(step) / stretch.highest_code;
+  const float inverse = stretch.highest_code / clip_factor(step);
+  double total = 0;
+  for (int64_t begin = 0; begin < stretch.padded_count && total <= bound; begin += kValuesPerLook) {
+    const int64_t left = stretch.padded_count - begin;
+    const int64_t end = begin + (left < kValuesPerLook ? left : kValuesPerLook);
+    FloatVector sums[kVectors] = {};
+    for (int64_t i = begin; i < end; i += kClipLanes) {
+      for (int v = 0; v < kVectors; ++v) {
+        const FloatVector value = load(stretch.values + i + v * kWidth);
+        FloatVector code = value * inverse;
+        code = code > low ? code : low;
+        code = code < high ? code : high;
+        const FloatVector error = value - rounded(code) * scale;
+        const FloatVector magnitude = (FloatVector)((IntVector)error & 0x7fffffff);
+        sums[v] += power(magnitude, stretch.norm);
+      }
+    }
+    float lanes[kClipLanes];
+    __builtin_memcpy(lanes, sums, sizeof(lanes));
+    for (int half = kClipLanes / 2; half > 0; half /= 2) {
+      for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    }
+    total += static_cast<double>(lanes[0]);
+  }
+  return total;
+}
+
 }  // namespace
 
 int find_clip_step(const ClipStretch& stretch) {
   int best_step = 0;
-  double best = 0;
-  for (int step = 0; step < stretch.steps; ++step) {
-    const float scale = clip_factor(step) / stretch.highest_code;
-    const float inverse = stretch.highest_code / clip_factor(step);
-    double total = 0;
-    bool dropped = false;
-    for (int64_t begin = 0; begin < stretch.padded_count && !dropped; begin += kStretchPerLook) {
-      const int64_t left = stretch.padded_count - begin;
-      const int64_t end = begin + (left < kStretchPerLook ? left : kStretchPerLook);
-      FloatVector sums[kVectors] = {};
-      for (int64_t i = begin; i < end; i += kClipLanes) {
-        for (int v = 0; v < kVectors; ++v) {
-          const FloatVector value = load(stretch.values + i + v * kWidth);
-          FloatVector code = value * inverse;
-          const FloatVector zero = {};
-          const FloatVector low = zero + stretch.lowest_code, high = zero + stretch.highest_code;
-          code = code > low ? code : low;
-          code = code < high ? code : high;
-          const FloatVector error = value - rounded(code) * scale;
-          const FloatVector magnitude = (FloatVector)((IntVector)error & 0x7fffffff);
-          sums[v] += power(magnitude, stretch.norm);
-        }
-      }
-      for (int v = 0; v < kVectors; ++v) {
-        for (int lane = 0; lane < kWidth; ++lane) total += static_cast<double>(sums[v][lane]);
-      }
-      dropped = step > 0 && total >= best;
-    }
-    if (!dropped) {
-      best = total;
+  double best = error_of_step(stretch, 0, __builtin_inf());
+  const auto try_step = [&](int step) {
+    const double error = error_of_step(stretch, step, best);
+    if (error < best || (error == best && step < best_step)) {
+      best = error;
       best_step = step;
     }
+  };
+  for (int step = kCoarse; step < stretch.steps; step += kCoarse) try_step(step);
+  for (int step = 1; step < stretch.steps; ++step) {
+    if (step % kCoarse != 0) try_step(step);
   }
   return best_step;
 }
