@@ -1,6 +1,9 @@
 // The quik kernels of one instruction set; see nibble_isa_objects() in cmake/nibble_targets.cmake.
 #include "formats/quik/kernels.h"
 
+#if defined(__AMX_INT8__)
+#include "formats/quik/isa/amx.h"
+#endif
 #if defined(__AVX512F__)
 #include "formats/quik/isa/dot_512.h"
 #else
@@ -50,14 +53,28 @@ void multiply_vectors(const Weights& w, const Activations& a, int64_t first_stri
   }
 }
 
+#if defined(__AMX_INT8__)
+// Fewer tokens than this fill too little of a tile.
+constexpr int64_t kTilesFromTokens = 8;
+
+void multiply(const Weights& w, const Activations& a, int64_t first_strip, int64_t last_strip, int64_t first,
+              int64_t last, const Output& output, uint8_t* scratch) {
+  const auto run = a.tokens >= kTilesFromTokens ? multiply_strips : multiply_vectors;
+  run(w, a, first_strip, last_strip, first, last, output, scratch);
+}
+#else
+constexpr int64_t kTilesFromTokens = 0;
+constexpr auto multiply = multiply_vectors;
+#endif
+
 }  // namespace
 
 extern const IsaKernels kKernels;
 
 const IsaKernels kKernels = {
-    .tiles_from_tokens = 0,
+    .tiles_from_tokens = kTilesFromTokens,
     .quantize = quantize,
-    .multiply = multiply_vectors,
+    .multiply = multiply,
 };
 
 }  // namespace nibble::quik::NIBBLE_ISA
