@@ -28,6 +28,7 @@ void attend_block(const FloatKernels& kernels, const AttentionShape& shape, cons
                            .first_position = span.first_position + first,
                            .window = shape.window,
                            .scale = shape.scale,
+                           .type = span.type,
                            .key_tiles = span.key_tiles + kv_head * span.tiles,
                            .value_tiles = span.value_tiles + kv_head * span.tiles,
                            .scratch = scratch});
@@ -94,6 +95,7 @@ void attend_single_tokens(const FloatKernels& kernels, const AttentionShape& sha
                             .begin = part.begin,
                             .end = part.end,
                             .scale = shape.scale,
+                            .type = part.span->type,
                             .key_tiles = part.span->key_tiles + part.kv_head * part.span->tiles,
                             .value_tiles = part.span->value_tiles + part.kv_head * part.span->tiles,
                             .scores = scores + thread * group * kPartKeys,

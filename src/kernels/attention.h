@@ -1,4 +1,4 @@
-// Causal attention over a cache of F16 keys and values, in parallel over heads and blocks of queries or keys.
+// Causal attention over a cache of keys and values, in parallel over heads and blocks of queries or keys.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +17,11 @@ struct AttentionSpan {
   float* out = nullptr;          // the same with out_stride
   int64_t tokens = 0;
   int64_t first_position = 0;
-  // Keys and values of KV head h at positions [i * kKeyTile, ...): key_tiles[h * tiles + i], F16 [kKeyTile, head_dim].
-  const uint16_t* const* key_tiles = nullptr;
-  const uint16_t* const* value_tiles = nullptr;
+  // Keys and values of KV head h at positions [i * kKeyTile, ...): key_tiles[h * tiles + i], [kKeyTile, head_dim] of `type`,
+  // F32 or F16.
+  WeightType type = WeightType::kF16;
+  const void* const* key_tiles = nullptr;
+  const void* const* value_tiles = nullptr;
   int64_t tiles = 0;
 };
 

@@ -34,9 +34,10 @@ struct AttentionBlock {
   int64_t first_position;  // of its first token
   int64_t window;          // positions a token sees, itself included; 0: all before it
   float scale;             // of the scores: 1 / sqrt(head_dim)
-  // Positions [i * kKeyTile, (i + 1) * kKeyTile) of the head, F16 [kKeyTile, head_dim].
-  const uint16_t* const* key_tiles;
-  const uint16_t* const* value_tiles;
+  // Positions [i * kKeyTile, (i + 1) * kKeyTile) of the head: [kKeyTile, head_dim] of `type`, F32 or F16.
+  WeightType type;
+  const void* const* key_tiles;
+  const void* const* value_tiles;
   float* scratch;          // attention_scratch(tokens * group, head_dim) floats
 };
 
@@ -47,8 +48,9 @@ struct AttentionPart {
   int64_t head_dim, group;
   int64_t begin, end;
   float scale;
-  const uint16_t* const* key_tiles;
-  const uint16_t* const* value_tiles;
+  WeightType type;
+  const void* const* key_tiles;
+  const void* const* value_tiles;
   float* scores;    // [group, end - begin] scratch
   float* largest;   // [group]
   float* sum;       // [group]

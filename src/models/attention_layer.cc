@@ -110,8 +110,8 @@ class AttentionLayer final : public SubLayer {
       if (sequence.count == 0) continue;
       const int64_t tiles = (sequence.first_position + sequence.count + kKeyTile - 1) / kKeyTile;
       const auto count = static_cast<size_t>(tiles * spec_.kv_heads);
-      const uint16_t** keys = scratch.take<const uint16_t*>(count);
-      const uint16_t** values = scratch.take<const uint16_t*>(count);
+      const void** keys = scratch.take<const void*>(count);
+      const void** values = scratch.take<const void*>(count);
       for (int64_t head = 0; head < spec_.kv_heads; ++head) {
         sequence.cache->tiles(parts_.layer, head, tiles, keys + head * tiles, values + head * tiles);
       }
@@ -119,6 +119,7 @@ class AttentionLayer final : public SubLayer {
                        .out = attended + sequence.first_row * shape_.out_stride,
                        .tokens = sequence.count,
                        .first_position = sequence.first_position,
+                       .type = sequence.cache->type(),
                        .key_tiles = keys,
                        .value_tiles = values,
                        .tiles = tiles});

@@ -2,23 +2,30 @@
 
 #include <sys/mman.h>
 
+#include <cstring>
+
 #include "base/error.h"
 #include "kernels/float_kernels.h"
 
 namespace nibble {
 namespace {
 
-// F16 [layers, keys and values, kv_heads, capacity, head_dim] in one anonymous mapping: pages cost memory once they are
-// written, so a large capacity is cheap until it is used.
+// [layers, keys and values, kv_heads, capacity, head_dim] in one anonymous mapping: pages cost memory once they are written,
+// so a large capacity is cheap until it is used.
 class ContiguousCache final : public SequenceCache {
  public:
-  ContiguousCache(int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t capacity)
-      : layers_(layers), kv_heads_(kv_heads), head_dim_(head_dim), capacity_(capacity), kernels_(float_kernels()) {
+  ContiguousCache(int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t capacity, CacheType type)
+      : layers_(layers),
+        kv_heads_(kv_heads),
+        head_dim_(head_dim),
+        capacity_(capacity),
+        element_(type == CacheType::kF32 ? 4 : 2),
+        kernels_(float_kernels()) {
     NIBBLE_CHECK(layers > 0 && kv_heads > 0 && head_dim > 0);
     if (capacity < 1) fail_usage("a cache for {} positions was asked for, expected at least 1", capacity);
     stride_ = (capacity + kKeyTile - 1) / kKeyTile * kKeyTile;
     int64_t bytes = 0;
-    if (__builtin_mul_overflow(stride_, layers * 2 * kv_heads * head_dim * 2, &bytes)) {
+    if (__builtin_mul_overflow(stride_, layers * 2 * kv_heads * head_dim * element_, &bytes)) {
       fail("a key-value cache for {} positions does not fit into memory", capacity);
     }
     bytes_ = static_cast<size_t>(bytes);
@@ -26,7 +33,7 @@ class ContiguousCache final : public SequenceCache {
     if (memory == MAP_FAILED) {
       fail("out of memory: a key-value cache for {} positions needs {}", capacity, format_bytes(static_cast<double>(bytes_)));
     }
-    data_ = static_cast<uint16_t*>(memory);
+    data_ = static_cast<char*>(memory);
   }
   ~ContiguousCache() override { munmap(data_, bytes_); }
   ContiguousCache(const ContiguousCache&) = delete;
@@ -43,18 +50,15 @@ class ContiguousCache final : public SequenceCache {
              int64_t stride) override {
     NIBBLE_CHECK(layer >= 0 && layer < layers_ && first >= 0 && count >= 0 && first + count <= capacity_);
     for (int64_t head = 0; head < kv_heads_; ++head) {
-      uint16_t* key_row = at(layer, 0, head, first);
-      uint16_t* value_row = at(layer, 1, head, first);
       for (int64_t t = 0; t < count; ++t) {
         const int64_t offset = t * stride + head * head_dim_;
-        kernels_.f32_to_f16(keys + offset, head_dim_, key_row + t * head_dim_);
-        kernels_.f32_to_f16(values + offset, head_dim_, value_row + t * head_dim_);
+        write_row(keys + offset, at(layer, 0, head, first + t));
+        write_row(values + offset, at(layer, 1, head, first + t));
       }
     }
   }
 
-  void tiles(int64_t layer, int64_t kv_head, int64_t count, const uint16_t** keys,
-             const uint16_t** values) const override {
+  void tiles(int64_t layer, int64_t kv_head, int64_t count, const void** keys, const void** values) const override {
     NIBBLE_CHECK(layer >= 0 && layer < layers_ && kv_head >= 0 && kv_head < kv_heads_);
     NIBBLE_CHECK(count >= 0 && count * kKeyTile <= stride_);
     for (int64_t i = 0; i < count; ++i) {
@@ -63,24 +67,32 @@ class ContiguousCache final : public SequenceCache {
     }
   }
 
+  WeightType type() const override { return element_ == 4 ? WeightType::kF32 : WeightType::kF16; }
   size_t bytes() const override { return bytes_; }
 
  private:
-  uint16_t* at(int64_t layer, int64_t which, int64_t head, int64_t position) const {
-    return data_ + (((layer * 2 + which) * kv_heads_ + head) * stride_ + position) * head_dim_;
+  char* at(int64_t layer, int64_t which, int64_t head, int64_t position) const {
+    return data_ + (((layer * 2 + which) * kv_heads_ + head) * stride_ + position) * head_dim_ * element_;
+  }
+  void write_row(const float* from, char* to) const {
+    if (element_ == 4) {
+      std::memcpy(to, from, static_cast<size_t>(head_dim_) * sizeof(float));
+    } else {
+      kernels_.f32_to_f16(from, head_dim_, reinterpret_cast<uint16_t*>(to));
+    }
   }
 
-  int64_t layers_, kv_heads_, head_dim_, capacity_, stride_ = 0, length_ = 0;
+  int64_t layers_, kv_heads_, head_dim_, capacity_, element_, stride_ = 0, length_ = 0;
   size_t bytes_ = 0;
-  uint16_t* data_ = nullptr;
+  char* data_ = nullptr;
   const FloatKernels& kernels_;
 };
 
 }  // namespace
 
 std::unique_ptr<SequenceCache> make_contiguous_cache(int64_t layers, int64_t kv_heads, int64_t head_dim,
-                                                     int64_t capacity) {
-  return std::make_unique<ContiguousCache>(layers, kv_heads, head_dim, capacity);
+                                                     int64_t capacity, CacheType type) {
+  return std::make_unique<ContiguousCache>(layers, kv_heads, head_dim, capacity, type);
 }
 
 }  // namespace nibble

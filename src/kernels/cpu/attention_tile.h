@@ -44,7 +44,9 @@ void scores_of_tile(const float* queries, int64_t rows, int64_t head_dim, const 
   }
 }
 
-void attention_block(const AttentionBlock& in) {
+// T: float or F16, the type of keys and values.
+template <typename T>
+void attention_block_typed(const AttentionBlock& in) {
   const int64_t rows = in.tokens * in.group, head_dim = in.head_dim;
   const int64_t padded = round_up(rows, kTileRows), wide = round_up(head_dim, kTileColumns);
   const int64_t blocks = blocks_of(head_dim), query_stride = query_row_stride(head_dim);
@@ -80,17 +82,17 @@ void attention_block(const AttentionBlock& in) {
   for (int64_t key_tile = begin / kKeyTile; key_tile * kKeyTile < end; ++key_tile) {
     const int64_t base = key_tile * kKeyTile;
     const int64_t keys = end - base < kKeyTile ? end - base : kKeyTile;
-    const F16* tile_keys = reinterpret_cast<const F16*>(in.key_tiles[key_tile]);
-    const uint16_t* tile_values = in.value_tiles[key_tile];
+    const T* tile_keys = static_cast<const T*>(in.key_tiles[key_tile]);
+    const T* tile_values = static_cast<const T*>(in.value_tiles[key_tile]);
     for (int64_t first = 0; first < keys; first += kTileColumns) {
       pack_panel(tile_keys + first * head_dim, head_dim, keys - first < kTileColumns ? keys - first : kTileColumns,
                  head_dim, key_panel + first * head_dim);
     }
     for (int64_t j = 0; j < keys; ++j) {
-      for (int64_t first = 0; first < head_dim; first += kTileColumns) {
-        float* to = value_panel + first * kKeyTile + j * kTileColumns;
-        f16_to_f32(tile_values + j * head_dim + first,
-                   head_dim - first < kTileColumns ? head_dim - first : kTileColumns, to);
+      for (int64_t i = 0; i < head_dim; i += kLanes) {
+        const T* from = tile_values + j * head_dim + i;
+        store(value_panel + i / kTileColumns * kTileColumns * kKeyTile + j * kTileColumns + i % kTileColumns,
+              head_dim - i < kLanes ? load_weight_partial(from, head_dim - i) : load_weight(from));
       }
     }
     if (query_stride == 80) {
@@ -141,19 +143,27 @@ void attention_block(const AttentionBlock& in) {
   }
 }
 
+void attention_block(const AttentionBlock& in) {
+  if (in.type == WeightType::kF32) {
+    attention_block_typed<float>(in);
+  } else {
+    attention_block_typed<F16>(in);
+  }
+}
+
 // Scores of one key for kHeads heads.
-template <int kHeads>
-void scores_of_key(const float* query, const uint16_t* key, int64_t head_dim, float scale, float* scores,
+template <int kHeads, typename T>
+void scores_of_key(const float* query, const T* key, int64_t head_dim, float scale, float* scores,
                    int64_t stride) {
   Vec sums[kHeads];
   for (int h = 0; h < kHeads; ++h) sums[h] = zero();
   int64_t i = 0;
   for (; i + kLanes <= head_dim; i += kLanes) {
-    const Vec k = load_f16(key + i);
+    const Vec k = load_weight(key + i);
     for (int h = 0; h < kHeads; ++h) sums[h] = fma(k, load(query + h * head_dim + i), sums[h]);
   }
   if (i < head_dim) {
-    const Vec k = load_f16_partial(key + i, head_dim - i);
+    const Vec k = load_weight_partial(key + i, head_dim - i);
     for (int h = 0; h < kHeads; ++h) {
       sums[h] = fma(k, load_partial(query + h * head_dim + i, head_dim - i), sums[h]);
     }
@@ -162,16 +172,15 @@ void scores_of_key(const float* query, const uint16_t* key, int64_t head_dim, fl
 }
 
 // One vector of each of kHeads weighted sums of values.
-template <int kHeads>
+template <int kHeads, typename T>
 void weighted_values(const AttentionPart& in, int64_t head, int64_t column, int64_t count) {
   const int64_t span = in.end - in.begin;
   const float* weights = in.scores + head * span;
   Vec sums[kHeads];
   for (int h = 0; h < kHeads; ++h) sums[h] = zero();
   for (int64_t position = in.begin; position < in.end; ++position) {
-    const uint16_t* value =
-        in.value_tiles[position / kKeyTile] + position % kKeyTile * in.head_dim + column;
-    const Vec v = count == kLanes ? load_f16(value) : load_f16_partial(value, count);
+    const T* value = static_cast<const T*>(in.value_tiles[position / kKeyTile]) + position % kKeyTile * in.head_dim + column;
+    const Vec v = count == kLanes ? load_weight(value) : load_weight_partial(value, count);
     for (int h = 0; h < kHeads; ++h) sums[h] = fma(set1(weights[h * span + position - in.begin]), v, sums[h]);
   }
   for (int h = 0; h < kHeads; ++h) {
@@ -184,10 +193,11 @@ void weighted_values(const AttentionPart& in, int64_t head, int64_t column, int6
   }
 }
 
-void attention_part(const AttentionPart& in) {
+template <typename T>
+void attention_part_typed(const AttentionPart& in) {
   const int64_t span = in.end - in.begin;
   for (int64_t position = in.begin; position < in.end; ++position) {
-    const uint16_t* key = in.key_tiles[position / kKeyTile] + position % kKeyTile * in.head_dim;
+    const T* key = static_cast<const T*>(in.key_tiles[position / kKeyTile]) + position % kKeyTile * in.head_dim;
     int64_t h = 0;
     for (; h + 4 <= in.group; h += 4) {
       scores_of_key<4>(in.query + h * in.head_dim, key, in.head_dim, in.scale,
@@ -209,13 +219,21 @@ void attention_part(const AttentionPart& in) {
   for (int64_t column = 0; column < in.head_dim; column += kLanes) {
     const int64_t count = in.head_dim - column < kLanes ? in.head_dim - column : kLanes;
     int64_t h = 0;
-    for (; h + 4 <= in.group; h += 4) weighted_values<4>(in, h, column, count);
+    for (; h + 4 <= in.group; h += 4) weighted_values<4, T>(in, h, column, count);
     switch (in.group - h) {
-      case 3: weighted_values<3>(in, h, column, count); break;
-      case 2: weighted_values<2>(in, h, column, count); break;
-      case 1: weighted_values<1>(in, h, column, count); break;
+      case 3: weighted_values<3, T>(in, h, column, count); break;
+      case 2: weighted_values<2, T>(in, h, column, count); break;
+      case 1: weighted_values<1, T>(in, h, column, count); break;
       default: break;
     }
+  }
+}
+
+void attention_part(const AttentionPart& in) {
+  if (in.type == WeightType::kF32) {
+    attention_part_typed<float>(in);
+  } else {
+    attention_part_typed<F16>(in);
   }
 }
 
