@@ -53,7 +53,7 @@ bench: dependencies  ## the kernel benchmarks
 
 bench-peer: build  ## tokens per second beside llama.cpp's, in alternating runs; writes bench/results/
 	@$(dependencies) build demo peer
-	@python3 scripts/bench_peer.py
+	@python3 bench/peer_compare.py
 
 asan: dependencies  ## all tests under AddressSanitizer and UBSan
 	@cmake --preset asan-ubsan -DNIBBLE_BENCHMARKS=OFF $(quietly)

@@ -12,7 +12,7 @@ declare -A commands=([g++]=g++ [make]=make [cmake]=cmake [ninja-build]=ninja [cc
                      [git]=git [python3]=python3)
 build_packages=(g++ make cmake ninja-build ccache pkg-config git
                 libcli11-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev
-                libopenblas0 libgtest-dev libbenchmark-dev)
+                libssl-dev libopenblas0 libgtest-dev libbenchmark-dev)
 demo_packages=(python3 python3-pip)
 peer_packages=(python3 python3-venv python3-dev)
 
