@@ -74,6 +74,10 @@ int run_program(int argc, char** argv) {
     flush_output();
     return kExitDone;
   } catch (const CLI::ParseError& error) {
+    const std::vector<std::string> unknown = app.remaining();
+    if (app.get_subcommands().empty() && !unknown.empty() && !unknown.front().starts_with('-')) {
+      fail_usage("there is no command '{}'.\nSee 'nibble --help'.", unknown.front());
+    }
     std::string command = "nibble";
     for (const auto& [parsed, action] : actions) {
       if (parsed->parsed()) command += " " + parsed->get_name();

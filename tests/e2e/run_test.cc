@@ -129,9 +129,9 @@ TEST(Run, PromptsComeFromFilesAndStandardInputToo) {
   const TemporaryFolder folder;
   const std::string model = fixture("llama_outliers"), text = "Anne Elliot, -with \"quotes\"\n{}\n";
   std::ofstream(folder / "prompt.txt") << text;
-  const Json given = nibble_json({"run", model, "-n", "4", "--temp", "0", "-p", text});
-  EXPECT_EQ(nibble_json({"run", model, "-n", "4", "--temp", "0", "-f", folder / "prompt.txt"}), given);
-  EXPECT_EQ(nibble_json({"run", model, "-n", "4", "--temp", "0", "-p", "-"}, {.input = text}), given);
+  const Json given = nibble_json({"run", model, "-n", "4", "--seed", "1", "-p", text});
+  EXPECT_EQ(nibble_json({"run", model, "-n", "4", "--seed", "1", "-f", folder / "prompt.txt"}), given);
+  EXPECT_EQ(nibble_json({"run", model, "-n", "4", "--seed", "1", "-p", "-"}, {.input = text}), given);
 }
 
 TEST(Run, AwkwardPromptsArriveUnchanged) {
