@@ -44,7 +44,7 @@ std::vector<int32_t> random_ids(int64_t count, int64_t vocabulary, uint64_t stre
 }
 
 double prompt_seconds(const Engine& engine, const std::vector<int32_t>& ids) {
-  Session session(engine, static_cast<int64_t>(ids.size()));
+  Session session(engine, static_cast<int64_t>(ids.size()), CacheType::kF16);
   const double started = monotonic_seconds();
   session.append(ids);
   return monotonic_seconds() - started;
@@ -55,7 +55,8 @@ class BatchDecoder {
  public:
   BatchDecoder(const Engine& engine, int64_t batch, int64_t depth, int64_t steps)
       : engine_(engine), batch_(batch), position_(depth) {
-    for (int64_t i = 0; i < batch; ++i) caches_.push_back(engine.model().make_cache(depth + steps));
+    for (int64_t i = 0; i < batch; ++i)
+      caches_.push_back(engine.model().make_cache(depth + steps, CacheType::kF16));
     for (int64_t done = 0; done < depth; done += kPromptBatch) {
       const int64_t count = std::min(kPromptBatch, depth - done);
       for (int64_t i = 0; i < batch; ++i) {

@@ -41,7 +41,7 @@ int write_logits(const LogitsCommand& options, const CommonOptions& common) {
   Tensor id_tensor = Tensor::empty(DType::kI64, {count});
   for (int64_t i = 0; i < count; ++i) id_tensor.mutable_data<int64_t>()[i] = ids[static_cast<size_t>(i)];
   Tensor logits = Tensor::empty(DType::kF32, {count, engine->vocabulary()});
-  Session(*engine, count).append(ids, logits.mutable_data<float>());
+  Session(*engine, count, CacheType::kF32).append(ids, logits.mutable_data<float>());
 
   SafetensorsWriter writer(output.temporary_path(), {{"input_ids", DType::kI64, id_tensor.shape()},
                                                      {"logits", DType::kF32, logits.shape()}});

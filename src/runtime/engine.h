@@ -55,9 +55,9 @@ class Engine {
 // One sequence and its keys and values. Ids are appended in batches of kPromptBatch.
 class Session {
  public:
-  // Room for `capacity` positions; throws Error when the memory cannot be had or the engine's context is
-  // shorter.
-  Session(const Engine& engine, int64_t capacity);
+  // Room for `capacity` positions, kept as `type`; throws Error when the memory cannot be had or the engine's
+  // context is shorter.
+  Session(const Engine& engine, int64_t capacity, CacheType type);
 
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }

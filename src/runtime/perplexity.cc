@@ -27,7 +27,8 @@ class WindowRunner {
  public:
   WindowRunner(const Engine& engine, int64_t length, int64_t windows_at_once)
       : engine_(engine), length_(length) {
-    for (int64_t i = 0; i < windows_at_once; ++i) caches_.push_back(engine.model().make_cache(length));
+    for (int64_t i = 0; i < windows_at_once; ++i)
+      caches_.push_back(engine.model().make_cache(length, CacheType::kF32));
   }
 
   // ids [count, length]
