@@ -36,11 +36,13 @@ def main():
     rows.append(["KL to the original, nats per token", "0", plus_minus(after["kl_divergence"], after["kl_stderr"], 4)])
     rows.append(["same most likely token", "100 %",
                  plus_minus(100 * after["top1_agreement"], 100 * after["top1_stderr"], 1) + " %"])
-    rows.append(["file", *(f"{x['file_bytes'] / 1e6:.1f} MB" for x in (original, quantized))])
-    rows.append(["bits per weight, whole file", *(f"{x['file_bits_per_weight']:.2f}" for x in (original, quantized))])
-    rows.append(["bits per weight, quantized linears", "16.00 in 16-bit", f"{quantized['bits_per_weight']:.2f}"])
-    for bits in sorted({int(b) for x in (original, quantized) for b in x["mac_share"]}):
-        share = [x["mac_share"].get(str(bits), 0.0) for x in (original, quantized)]
+    both = (original, quantized)
+    rows.append(["file", *(f"{x['file_bytes'] / 1e6:.1f} MB" for x in both)])
+    rows.append(["  of its size in 16 bits", *(f"{100 * x['file_bytes'] / (2 * x['parameters']):.0f} %" for x in both)])
+    rows.append(["  bits per weight (16-bit: 16)", *(f"{x['file_bits_per_weight']:.2f}" for x in both)])
+    rows.append(["  in the blocks' linears", *(f"{x['bits_per_weight']:.2f}" for x in both)])
+    for bits in sorted({int(b) for x in both for b in x["mac_share"]}):
+        share = [x["mac_share"].get(str(bits), 0.0) for x in both]
         rows.append([f"multiply-adds with {bits}-bit weights", *(f"{100 * s:.1f} %" for s in share)])
     rows.append(["prompt, tokens/s", *(f"{x['prompt_tokens_per_second']:.0f}" for x in (speed_before, speed_after))])
     rows.append(["decode, tokens/s", *(f"{x['decode_tokens_per_second']:.1f}" for x in (speed_before, speed_after))])
@@ -56,9 +58,12 @@ def main():
     print(f"  {' '.join(measure.cpu_model())}, {measure.threads()} cores")
     if model == measure.SMOLLM2:
         print()
-        print("  To be fair: this GGUF's weights already are 4-bit numbers in groups of 32 (Q4_1, about 5 bits per weight), so")
-        print("  'original' is that model, computed in float, and quik-4b quantizes it a second time. The file does not get")
-        print("  smaller; what changes is the arithmetic: 4-bit weights times 4-bit activations, summed in integers.")
+        change = quantized["file_bytes"] / original["file_bytes"] - 1
+        print("  To be fair: this GGUF's weights already are 4-bit numbers in groups of 32 (Q4_1), so 'original' is that model")
+        print(f"  computed in float, and {recipe} quantizes it a second time. The file becomes {100 * abs(change):.0f} % "
+              f"{'larger' if change > 0 else 'smaller'}, not four times")
+        print("  smaller: in so small a model the columns kept in 16 bits weigh much. What changes is the arithmetic: 4-bit")
+        print("  weights times 4-bit activations, summed in integers.")
 
 
 if __name__ == "__main__":
