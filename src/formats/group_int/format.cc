@@ -30,15 +30,16 @@ bool fits_f16(const std::vector<float>& scales) {
   });
 }
 
-void pack_row(const int8_t* codes, int64_t columns, int bits, const std::string& name, int64_t row, uint8_t* packed) {
+void pack_row(const int8_t* codes, int64_t columns, int bits, const std::string& name, int64_t row,
+              uint8_t* packed) {
   const int offset = 1 << (bits - 1);
   unsigned pending = 0;
   int pending_bits = 0;
   for (int64_t j = 0; j < columns; ++j) {
     const int code = codes[j] + offset;
     if (code < 0 || code >= 2 * offset) {
-      fail("{}: code {} at row {}, column {} does not fit {} bits (expected {} to {})", name, codes[j], row, j, bits,
-           -offset, offset - 1);
+      fail("{}: code {} at row {}, column {} does not fit {} bits (expected {} to {})", name, codes[j], row,
+           j, bits, -offset, offset - 1);
     }
     pending |= static_cast<unsigned>(code) << pending_bits;
     pending_bits += bits;
@@ -83,10 +84,12 @@ PackedLinear pack(const QuantizedWeight& weight, const std::string& name) {
     fail("{}: format group_int holds codes of 2, 3, 4 or 8 bits, not {}", name, weight.weight_bits);
   }
   if (weight.activation_bits != 16) {
-    fail("{}: format group_int multiplies by float activations, not by {}-bit ones", name, weight.activation_bits);
+    fail("{}: format group_int multiplies by float activations, not by {}-bit ones", name,
+         weight.activation_bits);
   }
   if (!weight.outlier_columns.empty()) {
-    fail("{}: format group_int has no outlier columns, but the weight has {}", name, weight.outlier_columns.size());
+    fail("{}: format group_int has no outlier columns, but the weight has {}", name,
+         weight.outlier_columns.size());
   }
   if (weight.group_size < 0) fail("{}: group_size {} is negative", name, weight.group_size);
   const int64_t groups = group_count(k, weight.group_size);
@@ -127,11 +130,13 @@ const Tensor* check_tensor(const PackedLinear& linear, const char* suffix, bool 
   }
   if (std::find(types.begin(), types.end(), tensor->dtype()) == types.end()) {
     std::string expected;
-    for (const DType type : types) expected += (expected.empty() ? "" : " or ") + std::string(dtype_name(type));
+    for (const DType type : types)
+      expected += (expected.empty() ? "" : " or ") + std::string(dtype_name(type));
     fail("tensor {}.{} has type {}, expected {}", linear.name, suffix, dtype_name(tensor->dtype()), expected);
   }
   if (tensor->shape() != shape) {
-    fail("tensor {}.{} has shape {}, expected {}", linear.name, suffix, to_string(tensor->shape()), to_string(shape));
+    fail("tensor {}.{} has shape {}, expected {}", linear.name, suffix, to_string(tensor->shape()),
+         to_string(shape));
   }
   return tensor;
 }
@@ -140,7 +145,8 @@ void check_finite(const PackedLinear& linear, const char* suffix, const Tensor& 
   if (tensor.dtype() == DType::kU8) return;
   const bool f16 = tensor.dtype() == DType::kF16;
   for (int64_t i = 0; i < tensor.elements(); ++i) {
-    const bool finite = f16 ? (tensor.data<uint16_t>()[i] & 0x7c00u) != 0x7c00u : std::isfinite(tensor.data<float>()[i]);
+    const bool finite =
+        f16 ? (tensor.data<uint16_t>()[i] & 0x7c00u) != 0x7c00u : std::isfinite(tensor.data<float>()[i]);
     if (finite) continue;
     fail("tensor {}.{} is not finite at element {}", linear.name, suffix, i);
   }
@@ -157,29 +163,35 @@ void validate(const PackedLinear& linear) {
     }
   }
   const int64_t bits = linear.parameter("weight_bits", 0);
-  if (!holds_bits(bits)) fail("{}: weight_bits is {}, expected 2, 3, 4 or 8 (format group_int)", linear.name, bits);
+  if (!holds_bits(bits))
+    fail("{}: weight_bits is {}, expected 2, 3, 4 or 8 (format group_int)", linear.name, bits);
   const int64_t group_size = linear.parameter("group_size", 0);
-  if (group_size < 0) fail("{}: group_size is {}, expected 0 or more (format group_int)", linear.name, group_size);
+  if (group_size < 0)
+    fail("{}: group_size is {}, expected 0 or more (format group_int)", linear.name, group_size);
   for (const auto& [suffix, tensor] : linear.tensors) {
     if (suffix != "codes" && suffix != "scales" && suffix != "zeros" && suffix != "bias") {
-      fail("tensor {}.{} of shape {} is not part of format group_int", linear.name, suffix, to_string(tensor.shape()));
+      fail("tensor {}.{} of shape {} is not part of format group_int", linear.name, suffix,
+           to_string(tensor.shape()));
     }
   }
 
   const int64_t groups = group_count(k, group_size);
   const int64_t row_bytes = group_int_row_bytes(k, static_cast<int>(bits));
   const Tensor& codes = *check_tensor(linear, "codes", true, {DType::kU8}, {n, row_bytes});
-  check_finite(linear, "scales", *check_tensor(linear, "scales", true, {DType::kF16, DType::kF32}, {n, groups}));
+  check_finite(linear, "scales",
+               *check_tensor(linear, "scales", true, {DType::kF16, DType::kF32}, {n, groups}));
   if (const Tensor* zeros = check_tensor(linear, "zeros", false, {DType::kU8, DType::kF32}, {n, groups})) {
     check_finite(linear, "zeros", *zeros);
   }
-  if (const Tensor* bias = check_tensor(linear, "bias", false, {DType::kF32}, {n})) check_finite(linear, "bias", *bias);
+  if (const Tensor* bias = check_tensor(linear, "bias", false, {DType::kF32}, {n}))
+    check_finite(linear, "bias", *bias);
 
   // Padding must be zero: then equal weights are equal bytes, and bits are never read that mean nothing.
   if (const int used = static_cast<int>(k * bits % 8); used != 0) {
     for (int64_t row = 0; row < n; ++row) {
       const uint8_t last = codes.data<uint8_t>()[(row + 1) * row_bytes - 1];
-      if (last >> used != 0) fail("tensor {}.codes has nonzero padding bits at the end of row {}", linear.name, row);
+      if (last >> used != 0)
+        fail("tensor {}.codes has nonzero padding bits at the end of row {}", linear.name, row);
     }
   }
 }
@@ -192,14 +204,19 @@ void dequantize_rows(const PackedLinear& linear, int64_t first, int64_t count, f
   }
 }
 
-void dequantize(const PackedLinear& linear, float* weight) { dequantize_rows(linear, 0, linear.out_features, weight); }
+void dequantize(const PackedLinear& linear, float* weight) {
+  dequantize_rows(linear, 0, linear.out_features, weight);
+}
 
 int code_bits(const PackedLinear& linear) { return static_cast<int>(linear.parameter("weight_bits", 0)); }
 
-std::string arithmetic(const PackedLinear& linear) { return format_text("int{}xf32->f32", code_bits(linear)); }
+std::string arithmetic(const PackedLinear& linear) {
+  return format_text("int{}xf32->f32", code_bits(linear));
+}
 
 std::map<int, double> multiply_adds(const PackedLinear& linear) {
-  return {{code_bits(linear), static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features)}};
+  return {{code_bits(linear),
+           static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features)}};
 }
 
 bool can_fuse(const PackedLinear& a, const PackedLinear& b) {
@@ -211,7 +228,7 @@ bool can_fuse(const PackedLinear& a, const PackedLinear& b) {
          type_of(a, "scales") == type_of(b, "scales") && type_of(a, "zeros") == type_of(b, "zeros");
 }
 
-constexpr std::array kKernels = {&kGroupIntAvx512, &kGroupIntAvx2, &kGroupIntReference};
+constexpr std::array kKernels = {&kGroupIntAmx, &kGroupIntAvx512, &kGroupIntAvx2, &kGroupIntReference};
 
 }  // namespace
 

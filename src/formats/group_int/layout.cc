@@ -42,7 +42,9 @@ void group_int_unpack_row(const GroupIntLayout& layout, int64_t row, uint8_t* co
   const uint8_t* packed = layout.codes + row * layout.row_bytes;
   const int64_t k = layout.in_features;
   switch (layout.bits) {
-    case 8: std::copy(packed, packed + k, codes); return;
+    case 8:
+      std::copy(packed, packed + k, codes);
+      return;
     case 4:
       for (int64_t j = 0; j < k; ++j) codes[j] = static_cast<uint8_t>(packed[j / 2] >> (4 * (j & 1)) & 15);
       return;
@@ -58,7 +60,8 @@ void group_int_unpack_row(const GroupIntLayout& layout, int64_t row, uint8_t* co
         codes[j] = static_cast<uint8_t>(pair >> (bit % 8) & 7);
       }
       return;
-    default: NIBBLE_CHECK(!"validated bits");
+    default:
+      NIBBLE_CHECK(!"validated bits");
   }
 }
 
@@ -75,8 +78,8 @@ float group_int_zero(const GroupIntLayout& layout, int64_t row, int64_t group) {
 
 void group_int_dequantize_row(const GroupIntLayout& layout, int64_t row, float* weight) {
   uint8_t codes[1024];
-  // Unpacks a slice at a time through a small buffer: rows of any length need no allocation. The slice is a multiple of
-  // 8 columns, so it starts at a byte boundary for every width.
+  // Unpacks a slice at a time through a small buffer: rows of any length need no allocation. The slice is a
+  // multiple of 8 columns, so it starts at a byte boundary for every width.
   for (int64_t first = 0; first < layout.in_features; first += 1024) {
     GroupIntLayout slice = layout;
     slice.in_features = std::min<int64_t>(1024, layout.in_features - first);

@@ -1,5 +1,6 @@
-// The canonical layout of group_int (README.md) as plain pointers and numbers: what the kernels, the reference and the
-// unpacking code read. Nothing inline, so that sources compiled per instruction set may include it.
+// The canonical layout of group_int (README.md) as plain pointers and numbers: what the kernels, the
+// reference and the unpacking code read. Nothing inline, so that sources compiled per instruction set may
+// include it.
 #pragma once
 
 #include <cstddef>
@@ -18,13 +19,13 @@ struct GroupIntLayout {
   int64_t groups = 0;        // per row
   int64_t row_bytes = 0;     // of codes: ceil(k * bits / 8)
 
-  const uint8_t* codes = nullptr;         // [n, row_bytes]
-  const uint16_t* scales_f16 = nullptr;   // [n, groups]; exactly one of the two is set
+  const uint8_t* codes = nullptr;        // [n, row_bytes]
+  const uint16_t* scales_f16 = nullptr;  // [n, groups]; exactly one of the two is set
   const float* scales_f32 = nullptr;
-  const uint8_t* zeros_u8 = nullptr;      // [n, groups]; at most one of the two is set, none when symmetric
+  const uint8_t* zeros_u8 = nullptr;  // [n, groups]; at most one of the two is set, none when symmetric
   const float* zeros_f32 = nullptr;
-  float symmetric_zero = 0;               // 2^(bits - 1), the zero of a linear without zeros
-  const float* bias = nullptr;            // [n] or nullptr
+  float symmetric_zero = 0;     // 2^(bits - 1), the zero of a linear without zeros
+  const float* bias = nullptr;  // [n] or nullptr
 };
 
 int64_t group_int_row_bytes(int64_t columns, int bits);
@@ -36,7 +37,8 @@ GroupIntLayout group_int_layout(const PackedLinear& linear);
 void group_int_unpack_row(const GroupIntLayout& layout, int64_t row, uint8_t* codes);
 float group_int_scale(const GroupIntLayout& layout, int64_t row, int64_t group);
 float group_int_zero(const GroupIntLayout& layout, int64_t row, int64_t group);
-// One row of W. Each weight is float(u - zero) * scale, two roundings at most; kernels compute the same weights.
+// One row of W. Each weight is float(u - zero) * scale, two roundings at most; kernels compute the same
+// weights.
 void group_int_dequantize_row(const GroupIntLayout& layout, int64_t row, float* weight);
 
 }  // namespace nibble

@@ -26,20 +26,21 @@ class ReferenceOp final : public LinearOp {
     float* rows = scratch.take<float>(static_cast<size_t>(pool.size()) * static_cast<size_t>(in_features_));
     for (const Piece& piece : pieces_) {
       const GroupIntLayout& layout = piece.layout;
-      pool.parallel_for((layout.out_features + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int thread) {
-        float* weight = rows + thread * in_features_;
-        const int64_t end = std::min(layout.out_features, (task + 1) * kRowsPerTask);
-        for (int64_t row = task * kRowsPerTask; row < end; ++row) {
-          group_int_dequantize_row(layout, row, weight);
-          for (int64_t t = 0; t < tokens; ++t) {
-            double sum = layout.bias != nullptr ? static_cast<double>(layout.bias[row]) : 0.0;
-            for (int64_t j = 0; j < in_features_; ++j) {
-              sum += static_cast<double>(x[t * in_features_ + j]) * static_cast<double>(weight[j]);
+      pool.parallel_for(
+          (layout.out_features + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int thread) {
+            float* weight = rows + thread * in_features_;
+            const int64_t end = std::min(layout.out_features, (task + 1) * kRowsPerTask);
+            for (int64_t row = task * kRowsPerTask; row < end; ++row) {
+              group_int_dequantize_row(layout, row, weight);
+              for (int64_t t = 0; t < tokens; ++t) {
+                double sum = layout.bias != nullptr ? static_cast<double>(layout.bias[row]) : 0.0;
+                for (int64_t j = 0; j < in_features_; ++j) {
+                  sum += static_cast<double>(x[t * in_features_ + j]) * static_cast<double>(weight[j]);
+                }
+                y[t * y_stride + piece.column + row] = static_cast<float>(sum);
+              }
             }
-            y[t * y_stride + piece.column + row] = static_cast<float>(sum);
-          }
-        }
-      });
+          });
     }
   }
 
