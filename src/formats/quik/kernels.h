@@ -81,7 +81,7 @@ constexpr int64_t strip_bytes(const Weights& w) {
 // panels, and the results of 32 tokens twice, as INT32 and as float.
 constexpr int64_t multiply_scratch_bytes(const Weights& w) {
   return w.blocks * kBlockColumns * kStripRows + w.outlier_blocks * kOutlierBlock * kStripRows * 4 +
-         4 * kStripRows * kStripRows * 4;
+         2 * kStripRows * kStripRows * 4;
 }
 // Scratch of one thread in quantize(), in floats.
 constexpr int64_t quantize_scratch_floats(const Weights& w) { return w.blocks * kBlockColumns + 32; }

@@ -23,15 +23,14 @@ void multiply_vectors(const Weights& w, const Activations& a, int64_t first_stri
                       int64_t first, int64_t last, const Output& output, uint8_t* scratch) {
   int32_t* c = reinterpret_cast<int32_t*>(scratch);
   float* f = reinterpret_cast<float*>(scratch) + kDotTokens * kStripRows;
-  static_assert(2 * kDotTokens * kStripRows * 4 <= 4 * kStripRows * kStripRows * 4);
+  static_assert(2 * kDotTokens * kStripRows * 4 <= 2 * kStripRows * kStripRows * 4);
   for (int64_t strip = first_strip; strip < last_strip; ++strip) {
     const uint8_t* codes = w.codes + strip * strip_bytes(w);
-    const uint16_t* outlier_weights = w.outlier_weights + strip * w.outliers * kStripRows;
     const StripRows rows = strip_rows(w, strip);
     bool wide = false;
 #if defined(__AVX512F__)
     if (w.weight_bits == 4 && last - first >= kWidenFromTokens) {
-      uint8_t* panel = scratch + 4 * kStripRows * kStripRows * 4;
+      uint8_t* panel = scratch + 2 * kStripRows * kStripRows * 4;
       widen_strip(codes, w.blocks, panel);
       codes = panel;
       wide = true;
@@ -45,7 +44,7 @@ void multiply_vectors(const Weights& w, const Activations& a, int64_t first_stri
       const Dot dot_tokens = find_dot(wide ? 8 : w.weight_bits, w.activation_bits, count);
       dot_tokens(codes, token_codes(a, w.blocks, token), tile * kBlockColumns, w.blocks, c);
       if (w.outliers > 0) {
-        kOutlierSums[count - 1](outlier_weights, a.outliers + token * w.outliers, w.outliers, f);
+        kOutlierSums[count - 1](w, strip, a.outliers + token * w.outliers, f);
       }
       finish(rows, a, token, count, c, w.outliers > 0 ? f : nullptr, output, w.n);
       token += count;
@@ -54,8 +53,8 @@ void multiply_vectors(const Weights& w, const Activations& a, int64_t first_stri
 }
 
 #if defined(__AMX_INT8__)
-// Fewer tokens than this fill too little of a tile.
-constexpr int64_t kTilesFromTokens = 8;
+// Fewer tokens than this are faster with vectors, eight at a time.
+constexpr int64_t kTilesFromTokens = 9;
 
 void multiply(const Weights& w, const Activations& a, int64_t first_strip, int64_t last_strip, int64_t first,
               int64_t last, const Output& output, uint8_t* scratch) {

@@ -3,6 +3,7 @@
 
 #include "formats/quik/isa/dot_512.h"
 #include "formats/quik/isa/finish.h"
+#include "formats/quik/isa/quantize.h"
 #include "formats/quik/isa/vec.h"
 #include "formats/quik/kernels.h"
 
@@ -38,7 +39,6 @@ inline void configure_tiles(int64_t rows0, int64_t rows1) {
 // block][half][pair of columns][row][2].
 void split_weights(const Weights& w, const uint16_t* weights, uint8_t* panel) {
   const int64_t part = w.outlier_blocks * 2 * kTileBytes;
-  const __m512i bias = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1);
   const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
   for (int64_t o = 0; o < w.outlier_blocks * kOutlierBlock; o += 2) {
     for (int half = 0; half < 2; ++half) {
@@ -46,9 +46,7 @@ void split_weights(const Weights& w, const uint16_t* weights, uint8_t* panel) {
       for (int i = 0; i < 2; ++i) {
         const __m512 values =
             o + i < w.outliers ? load_half(weights + (o + i) * kStripRows + half * 16) : zerof();
-        const __m512i word = _mm512_castps_si512(values);
-        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(word, 16), one);
-        high[i] = _mm512_and_si512(_mm512_add_epi32(_mm512_add_epi32(word, bias), odd), upper);
+        high[i] = _mm512_and_si512(round_to_bf16(values), upper);
         low[i] = _mm512_castps_si512(_mm512_sub_ps(values, _mm512_castsi512_ps(high[i])));
       }
       uint8_t* to = panel + (o / kOutlierBlock * 2 + half) * kTileBytes + o % kOutlierBlock / 2 * 64;
@@ -59,36 +57,23 @@ void split_weights(const Weights& w, const uint16_t* weights, uint8_t* panel) {
   }
 }
 
-// The results of up to 32 tokens on their way to y. They are finished a few tokens at a time between the tile
-// instructions of the next 32 tokens: those occupy one port for 16 cycles each and leave the others free.
-struct Pending {
-  const StripRows* rows;
-  const Activations* a;
-  const Output* output;
-  int64_t n;
-  int64_t token, left;  // the next token and how many there are
-  const int32_t* c;
-  const float* f;
-
-  void step(int64_t count) {
-    if (count > left) count = left;
-    if (count <= 0) return;
-    finish(*rows, *a, token, count, c, f, *output, n);
-    token += count;
-    left -= count;
-    c += count * kStripRows;
-    if (f != nullptr) f += count * kStripRows;
-  }
-};
-
-// The sums of 1 or 2 token tiles with one strip: c [rows0 + rows1][32], and f for the outlier columns.
+// Stores tiles 0..3 as [rows0 + rows1][32].
 template <bool kTwo>
-void multiply_tiles(const Weights& w, const Activations& a, const uint8_t* panel,
-                    const uint8_t* outlier_panel, int64_t token, int64_t rows0, int64_t rows1, int32_t* c,
-                    float* f, Pending& pending) {
-  const bool outliers = a.outlier_tiles != nullptr;
-  const int64_t steps = w.blocks + (outliers ? w.outlier_blocks * 3 : 0);
-  const int64_t tokens_per_step = (kStripRows + steps - 1) / steps;
+inline void store_tiles(void* results, int64_t rows0) {
+  constexpr int64_t kStride = kStripRows * 4;
+  uint8_t* to = static_cast<uint8_t*>(results);
+  _tile_stored(0, to, kStride);
+  _tile_stored(1, to + 64, kStride);
+  if (kTwo) {
+    _tile_stored(2, to + rows0 * kStride, kStride);
+    _tile_stored(3, to + rows0 * kStride + 64, kStride);
+  }
+}
+
+// c [rows0 + rows1][32] = sums of code products of 1 or 2 token tiles with one strip.
+template <bool kTwo>
+inline void multiply_codes(const Weights& w, const Activations& a, const uint8_t* panel, int64_t token,
+                           int64_t rows0, int64_t rows1, int32_t* c) {
   _tile_zero(0);
   _tile_zero(1);
   if (kTwo) {
@@ -108,65 +93,59 @@ void multiply_tiles(const Weights& w, const Activations& a, const uint8_t* panel
       _tile_dpbusd(2, 5, 6);
       _tile_dpbusd(3, 5, 7);
     }
-    pending.step(tokens_per_step);
   }
-  constexpr int64_t kStride = kStripRows * 4;
-  _tile_stored(0, c, kStride);
-  _tile_stored(1, c + 16, kStride);
-  if (kTwo) {
-    _tile_stored(2, c + rows0 * kStripRows, kStride);
-    _tile_stored(3, c + rows0 * kStripRows + 16, kStride);
-  }
-  if (!outliers) return;
+  store_tiles<kTwo>(c, rows0);
+}
 
-  _tile_zero(0);
-  _tile_zero(1);
+// f [rows0 + rows1][32] = bias + products of the outlier columns, as bf16 numbers in FP32 accumulators:
+// high x high + low x high + high x low. What low x low would add is below the precision of the split.
+template <bool kTwo>
+inline void multiply_outliers(const Weights& w, const Activations& a, const uint8_t* panel, const float* bias,
+                              int64_t token, int64_t rows0, int64_t rows1, float* f) {
+  // A stride of 0 repeats one row of 16 values.
+  _tile_loadd(0, bias, 0);
+  _tile_loadd(1, bias + 16, 0);
   if (kTwo) {
-    _tile_zero(2);
-    _tile_zero(3);
+    _tile_loadd(2, bias, 0);
+    _tile_loadd(3, bias + 16, 0);
   }
-  const int64_t part = w.outlier_blocks * kOutlierBlock;  // of one token's high or low values
+  const int64_t part = w.outlier_blocks * kOutlierBlock;  // numbers of one token, high or low
   const uint16_t* x0 = a.outlier_tiles + token * part * 2;
   const uint16_t* x1 = kTwo ? a.outlier_tiles + (token + kTileTokens) * part * 2 : nullptr;
   const int64_t low_weights = w.outlier_blocks * 2 * kTileBytes;
   for (int64_t block = 0; block < w.outlier_blocks; ++block) {
-    // high x high, low x high, high x low; what low x low would add is below the precision of the sum.
     for (int product = 0; product < 3; ++product) {
-      const uint8_t* weights = outlier_panel + (product == 2 ? low_weights : 0) + block * 2 * kTileBytes;
+      const uint8_t* weights = panel + (product == 2 ? low_weights : 0) + block * 2 * kTileBytes;
+      const int64_t column = (product == 1 ? part : 0) + block * kOutlierBlock;
       _tile_loadd(6, weights, 64);
+      _tile_loadd(4, x0 + column * rows0, 64);
       _tile_loadd(7, weights + kTileBytes, 64);
-      _tile_loadd(4, x0 + ((product == 1 ? part : 0) + block * kOutlierBlock) * rows0, 64);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       if (kTwo) {
-        _tile_loadd(5, x1 + ((product == 1 ? part : 0) + block * kOutlierBlock) * rows1, 64);
+        _tile_loadd(5, x1 + column * rows1, 64);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }
-      pending.step(tokens_per_step);
     }
   }
-  _tile_stored(0, f, kStride);
-  _tile_stored(1, f + 16, kStride);
-  if (kTwo) {
-    _tile_stored(2, f + rows0 * kStripRows, kStride);
-    _tile_stored(3, f + rows0 * kStripRows + 16, kStride);
-  }
+  store_tiles<kTwo>(f, rows0);
 }
 
-// FP32 sums of the outlier columns, for linears too narrow for the bf16 tiles.
-void outlier_sums_of(const Weights& w, const Activations& a, int64_t strip, int64_t token, int64_t tokens,
-                     float* f) {
+// bias + FP32 sums of the outlier columns, for linears too narrow for the precision of the bf16 tiles.
+inline void add_outliers(const Weights& w, const Activations& a, int64_t strip, int64_t token, int64_t tokens,
+                         float* f) {
   for (int64_t t = 0; t < tokens; t += kDotTokens) {
     const int64_t count = tokens - t < kDotTokens ? tokens - t : kDotTokens;
-    kOutlierSums[count - 1](w.outlier_weights + strip * w.outliers * kStripRows,
-                            a.outliers + (token + t) * w.outliers, w.outliers, f + t * kStripRows);
+    kOutlierSums[count - 1](w, strip, a.outliers + (token + t) * w.outliers, f + t * kStripRows);
   }
 }
 
 void multiply_strips(const Weights& w, const Activations& a, int64_t first_strip, int64_t last_strip,
                      int64_t first, int64_t last, const Output& output, uint8_t* scratch) {
-  uint8_t* wide = scratch + 4 * kResultBytes;
+  int32_t* c = reinterpret_cast<int32_t*>(scratch);
+  float* f = reinterpret_cast<float*>(scratch + kResultBytes);
+  uint8_t* wide = scratch + 2 * kResultBytes;
   uint8_t* outlier_panel = wide + w.blocks * 2 * kTileBytes;
   const int64_t whole = first + (last - first) / (2 * kTileTokens) * (2 * kTileTokens);
   const int64_t rows0 = last - whole < kTileTokens ? last - whole : kTileTokens, rows1 = last - whole - rows0;
@@ -181,25 +160,23 @@ void multiply_strips(const Weights& w, const Activations& a, int64_t first_strip
     }
     memory_is_visible();
     const StripRows rows = strip_rows(w, strip);
-    Pending pending{&rows, &a, &output, w.n, 0, 0, nullptr, nullptr};
-    int64_t turn = 0;
-    const auto tiles = [&](int64_t token, int64_t count0, int64_t count1) {
-      int32_t* c = reinterpret_cast<int32_t*>(scratch + turn * 2 * kResultBytes);
-      float* f = reinterpret_cast<float*>(scratch + turn * 2 * kResultBytes + kResultBytes);
-      turn ^= 1;
+    // Finishing while the tiles of the next tokens are multiplied was measured: it is slower than one after
+    // the other.
+    const auto tiles = [&](int64_t token, int64_t count0, int64_t count1) __attribute__((always_inline)) {
       if (count1 > 0) {
-        multiply_tiles<true>(w, a, panel, outlier_panel, token, count0, count1, c, f, pending);
+        multiply_codes<true>(w, a, panel, token, count0, count1, c);
+        if (a.outlier_tiles != nullptr) {
+          multiply_outliers<true>(w, a, outlier_panel, rows.bias, token, count0, count1, f);
+        }
       } else {
-        multiply_tiles<false>(w, a, panel, outlier_panel, token, count0, 0, c, f, pending);
+        multiply_codes<false>(w, a, panel, token, count0, 0, c);
+        if (a.outlier_tiles != nullptr) {
+          multiply_outliers<false>(w, a, outlier_panel, rows.bias, token, count0, 0, f);
+        }
       }
       memory_is_visible();
-      pending.step(pending.left);
-      if (w.outliers > 0 && a.outlier_tiles == nullptr)
-        outlier_sums_of(w, a, strip, token, count0 + count1, f);
-      pending.token = token;
-      pending.left = count0 + count1;
-      pending.c = c;
-      pending.f = w.outliers > 0 ? f : nullptr;
+      if (w.outliers > 0 && a.outlier_tiles == nullptr) add_outliers(w, a, strip, token, count0 + count1, f);
+      finish(rows, a, token, count0 + count1, c, w.outliers > 0 ? f : nullptr, output, w.n);
     };
     if (whole > first) {
       configure_tiles(kTileTokens, kTileTokens);
@@ -210,7 +187,6 @@ void multiply_strips(const Weights& w, const Activations& a, int64_t first_strip
       configure_tiles(rows0, rows1);
       tiles(whole, rows0, rows1);
     }
-    pending.step(pending.left);
   }
   _tile_release();
 }

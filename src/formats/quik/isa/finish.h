@@ -9,9 +9,10 @@ namespace {
 
 constexpr int kVectors = kStripRows / kLanes;  // of one strip's rows
 
-// f[t * 32 + r] = sum_o x[t, o] * w[r, o] in FP32, kRows vectors of rows at a time. w is F16 [n_o][32].
+// f[t * 32 + r] = bias[r] + sum_o x[t, o] * w[r, o] in FP32, kRows vectors of rows at a time. w is F16
+// [n_o][32].
 template <int kTokens, int kRows>
-void outlier_rows(const uint16_t* w, const float* x, int64_t outliers, float* f) {
+void outlier_rows(const uint16_t* w, const float* bias, const float* x, int64_t outliers, float* f) {
   // Each sum of a single token is split so that additions need not wait for each other.
   constexpr int kSplit = kTokens == 1 ? 4 : kTokens == 2 ? 2 : 1;
   vfloat sums[kTokens][kRows][kSplit];
@@ -20,7 +21,7 @@ void outlier_rows(const uint16_t* w, const float* x, int64_t outliers, float* f)
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int s = 0; s < kSplit; ++s) sums[t][r][s] = zerof();
+      for (int s = 0; s < kSplit; ++s) sums[t][r][s] = s == 0 ? loadf(bias + r * kLanes) : zerof();
     }
   }
   const auto column = [&](int64_t o, int s) __attribute__((always_inline)) {
@@ -52,15 +53,18 @@ void outlier_rows(const uint16_t* w, const float* x, int64_t outliers, float* f)
   }
 }
 
+// The same for a whole strip; x [kTokens, n_o] are the outlier columns of the first token and the following
+// ones.
 template <int kTokens>
-void outlier_sums(const uint16_t* w, const float* x, int64_t outliers, float* f) {
+void outlier_sums(const Weights& w, int64_t strip, const float* x, float* f) {
   constexpr int kRows = kLanes == 16 || kTokens > 1 ? 2 : 4;
   for (int row = 0; row < kStripRows; row += kRows * kLanes) {
-    outlier_rows<kTokens, kRows>(w + row, x, outliers, f + row);
+    outlier_rows<kTokens, kRows>(w.outlier_weights + strip * w.outliers * kStripRows + row,
+                                 w.bias + strip * kStripRows + row, x, w.outliers, f + row);
   }
 }
 
-using OutlierSums = void (*)(const uint16_t* w, const float* x, int64_t outliers, float* f);
+using OutlierSums = void (*)(const Weights& w, int64_t strip, const float* x, float* f);
 #if defined(__AVX512F__)
 constexpr OutlierSums kOutlierSums[] = {outlier_sums<1>, outlier_sums<2>, outlier_sums<3>, outlier_sums<4>,
                                         outlier_sums<5>, outlier_sums<6>, outlier_sums<7>, outlier_sums<8>};
@@ -83,36 +87,49 @@ inline StripRows strip_rows(const Weights& w, int64_t strip) {
           w.n - first < kStripRows ? w.n - first : kStripRows};
 }
 
-// Writes the outputs of tokens [first, first + tokens) from their sums c [tokens][32] and outlier sums f
-// [tokens][32] (null where the linear has no outlier columns).
+// Writes the outputs of tokens [first, first + tokens) from their sums c [tokens][32] and from f
+// [tokens][32], bias and outlier columns (null where the linear has none of the latter).
 inline void finish(const StripRows& rows, const Activations& a, int64_t first, int64_t tokens,
                    const int32_t* c, const float* f, const Output& output, int64_t n) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    const int64_t token = first + t;
-    const vint offset = set1(a.offsets[token]);
-    if (__builtin_expect(output.accumulators != nullptr, 0)) {
+  if (__builtin_expect(output.accumulators != nullptr, 0)) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      const vint offset = set1(a.offsets[first + t]);
       for (int v = 0; v < kVectors; ++v) {
-        store_first(output.accumulators + token * n + rows.first + v * kLanes,
+        store_first(output.accumulators + (first + t) * n + rows.first + v * kLanes,
                     sub(loadi(c + t * kStripRows + v * kLanes), offset), rows.valid - v * kLanes);
       }
-      continue;
     }
-    const vint zero = set1(a.zeros[token]);
-    const vfloat step = set1(a.scales[token]);
-    float* y = output.y + token * output.y_stride + rows.first;
+    return;
+  }
+  vfloat scales[kVectors], bias[kVectors];
+  vint sums[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    scales[v] = loadf(rows.scales + v * kLanes);
+    bias[v] = loadf(rows.bias + v * kLanes);
+    sums[v] = loadi(rows.sums + v * kLanes);
+  }
+  float* y = output.y + first * output.y_stride + rows.first;
+  const int64_t y_stride = output.y_stride;
+  const float* steps = a.scales + first;
+  const int32_t* zeros = a.zeros + first;
+  const int32_t* offsets = a.offsets + first;
+  const bool whole = rows.valid == kStripRows;
+  for (int64_t t = 0; t < tokens; ++t) {
+    const vint offset = set1(offsets[t]), zero = set1(zeros[t]);
+    const vfloat step = set1(steps[t]);
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      const vint corrected =
-          sub(sub(loadi(c + t * kStripRows + v * kLanes), offset), mul(zero, loadi(rows.sums + v * kLanes)));
-      vfloat rest = loadf(rows.bias + v * kLanes);
-      if (f != nullptr) rest = add(rest, loadf(f + t * kStripRows + v * kLanes));
-      const vfloat result = fma(mul(to_float(corrected), step), loadf(rows.scales + v * kLanes), rest);
-      if (__builtin_expect(rows.valid == kStripRows, 1)) {
+      const vint corrected = sub(sub(loadi(c + t * kStripRows + v * kLanes), offset), mul(zero, sums[v]));
+      const vfloat rest = f == nullptr ? bias[v] : loadf(f + t * kStripRows + v * kLanes);
+      const vfloat result = fma(mul(to_float(corrected), step), scales[v], rest);
+      if (__builtin_expect(whole, 1)) {
         storef(y + v * kLanes, result);
       } else {
         store_first(y + v * kLanes, result, rows.valid - v * kLanes);
       }
     }
+    y += y_stride;
   }
 }
 

@@ -54,20 +54,17 @@ inline vint sub(vint a, vint b) { return _mm512_sub_epi32(a, b); }
 inline vint mul(vint a, vint b) { return _mm512_mullo_epi32(a, b); }
 inline vint min(vint a, vint b) { return _mm512_min_epi32(a, b); }
 inline vint max(vint a, vint b) { return _mm512_max_epi32(a, b); }
-inline vint and_bits(vint a, vint b) { return _mm512_and_si512(a, b); }
-inline vint bits(vfloat a) { return _mm512_castps_si512(a); }
 inline vfloat to_float(vint a) { return _mm512_cvtepi32_ps(a); }
 inline vint round_to_int(vfloat a) {
   return _mm512_cvtps_epi32(a);
 }  // to nearest even; out of range gives INT32_MIN
 inline float reduce_min(vfloat a) { return _mm512_reduce_min_ps(a); }
 inline float reduce_max(vfloat a) { return _mm512_reduce_max_ps(a); }
-inline int32_t reduce_max(vint a) { return _mm512_reduce_max_epi32(a); }
 inline int32_t reduce_add(vint a) { return _mm512_reduce_add_epi32(a); }
-// Whether |a| >= bound in any lane.
-inline bool any_at_least(vfloat a, vfloat bound) {
-  return _mm512_cmp_ps_mask(_mm512_abs_ps(a), bound, _CMP_GE_OQ) != 0;
-}
+// The greater of a and |b|, for a >= 0.
+inline vfloat max_magnitude(vfloat a, vfloat b) { return _mm512_range_ps(a, b, 0x0b); }
+inline bool any_at_least(vfloat a, vfloat bound) { return _mm512_cmp_ps_mask(a, bound, _CMP_GE_OQ) != 0; }
+inline bool any_unordered(vfloat a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
 
 #else
 
@@ -107,8 +104,6 @@ inline vint sub(vint a, vint b) { return _mm256_sub_epi32(a, b); }
 inline vint mul(vint a, vint b) { return _mm256_mullo_epi32(a, b); }
 inline vint min(vint a, vint b) { return _mm256_min_epi32(a, b); }
 inline vint max(vint a, vint b) { return _mm256_max_epi32(a, b); }
-inline vint and_bits(vint a, vint b) { return _mm256_and_si256(a, b); }
-inline vint bits(vfloat a) { return _mm256_castps_si256(a); }
 inline vfloat to_float(vint a) { return _mm256_cvtepi32_ps(a); }
 inline vint round_to_int(vfloat a) {
   return _mm256_cvtps_epi32(a);
@@ -123,21 +118,19 @@ inline float reduce_max(vfloat a) {
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
   return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
-inline int32_t reduce_max(vint a) {
-  __m128i m = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-  m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
-  return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
-}
 inline int32_t reduce_add(vint a) {
   __m128i m = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
   m = _mm_add_epi32(m, _mm_shuffle_epi32(m, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
 }
-// Whether |a| >= bound in any lane.
-inline bool any_at_least(vfloat a, vfloat bound) {
-  const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
-  return _mm256_movemask_ps(_mm256_cmp_ps(magnitude, bound, _CMP_GE_OQ)) != 0;
+// The greater of a and |b|, for a >= 0.
+inline vfloat max_magnitude(vfloat a, vfloat b) {
+  return _mm256_max_ps(a, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), b));
 }
+inline bool any_at_least(vfloat a, vfloat bound) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, bound, _CMP_GE_OQ)) != 0;
+}
+inline bool any_unordered(vfloat a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
 
 #endif
 
