@@ -222,6 +222,7 @@ PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& 
       nll_so_far += nll;
     }
     const int64_t done = first + count;
+    if (done == windows.windows) break;
     progress.update(static_cast<double>(done),
                     format_text("window {}/{}, perplexity {:.4f}", done, windows.windows,
                                 std::exp(nll_so_far / static_cast<double>(done * scored_per_window))));
