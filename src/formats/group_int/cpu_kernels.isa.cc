@@ -96,11 +96,24 @@ void gemv_rows(const GroupIntLayout& layout, int64_t first, int64_t rows, const 
     }
   };
 
+  const bool symmetric = is_symmetric(layout);
+#pragma GCC unroll 4
+  for (int r = 0; r < kGemvRows; ++r) decoder[r].set_zero(zero_at(layout, row[r], 0));
+  alignas(64) float scales[kGemvRows][kGroupChunk];
+
   int64_t at = 0;  // bytes of each row that are done; groups start at whole units
   for (int64_t group = 0; group < layout.groups; ++group) {
+    if constexpr (kScaled) {
+      const int64_t in_chunk = group % kGroupChunk;
+      if (in_chunk == 0) {
+        const int64_t count = smaller(kGroupChunk, layout.groups - group);
+        for (int r = 0; r < kGemvRows; ++r) load_scales(layout, row[r], group, count, scales[r]);
+      }
 #pragma GCC unroll 4
-    for (int r = 0; r < kGemvRows; ++r) {
-      decoder[r].set(kScaled ? scale_at(layout, row[r], group) : 1.0f, zero_at(layout, row[r], group));
+      for (int r = 0; r < kGemvRows; ++r) {
+        if (!symmetric) decoder[r].set_zero(zero_at(layout, row[r], group));
+        decoder[r].set_scale(scales[r][in_chunk]);
+      }
     }
     const int64_t columns = smaller(layout.group_size, layout.in_features - group * layout.group_size);
     for (int64_t unit = columns / kGroupIntUnit; unit > 0; --unit) {
@@ -195,7 +208,8 @@ void decode_row(const GroupIntLayout& layout, int64_t row, int64_t begin, int64_
   int64_t j = begin;
   while (j < end) {
     const int64_t group = j / layout.group_size;
-    decoder.set(scale_at(layout, row, group), zero_at(layout, row, group));
+    decoder.set_zero(zero_at(layout, row, group));
+    decoder.set_scale(scale_at(layout, row, group));
     const int64_t group_end = smaller(end, (group + 1) * layout.group_size);
     for (; j < group_end; j += kGroupIntUnit) {
       const uint8_t* p = codes + j / kGroupIntUnit * kUnitBytes;

@@ -36,55 +36,51 @@ struct Decoder;
 
 #if defined(__AVX512F__)
 
-// Tables have 16 entries; narrower codes repeat in it, so that the bits of the next code need no masking.
-template <bool kScaled>
-inline Vec make_table(int mask, float scale, float zero_point) {
-  const __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const Vec table =
-      sub(_mm512_cvtepi32_ps(_mm512_and_si512(index, _mm512_set1_epi32(mask))), set1(zero_point));
-  return kScaled ? mul(table, set1(scale)) : table;
-}
+// The weights of all codes up to kLast. The table has 16 entries; narrower codes repeat in it, so that the
+// bits of the next code need no masking.
+template <int kLast>
+struct WeightTable {
+  Vec unscaled, table;
+  void set_zero(float zero_point) {
+    const __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i codes = _mm512_and_si512(index, _mm512_set1_epi32(kLast));
+    table = unscaled = sub(_mm512_cvtepi32_ps(codes), set1(zero_point));
+  }
+  void set_scale(float scale) { table = mul(unscaled, set1(scale)); }
+};
 
 template <bool kScaled>
-struct Decoder<2, kScaled> {
-  Vec table;
-  void set(float scale, float zero_point) { table = make_table<kScaled>(3, scale, zero_point); }
+struct Decoder<2, kScaled> : WeightTable<3> {
   Unit decode(const uint8_t* p) const {
     const __m512i shifts = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    return {{_mm512_permutexvar_ps(_mm512_srlv_epi32(_mm512_set1_epi32(load_32(p)), shifts), table)}};
+    return {{_mm512_permutexvar_ps(_mm512_srlv_epi32(_mm512_set1_epi32(load_32(p)), shifts), this->table)}};
   }
 };
 
 template <bool kScaled>
-struct Decoder<3, kScaled> {
-  Vec table;
-  void set(float scale, float zero_point) { table = make_table<kScaled>(7, scale, zero_point); }
+struct Decoder<3, kScaled> : WeightTable<7> {
   Unit decode(const uint8_t* p) const {
     // Columns 0 to 7 are bits 0 to 23 of the dword at 0, columns 8 to 15 are bits 8 to 31 of the dword at 2.
     const __m512i shifts = _mm512_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21, 8, 11, 14, 17, 20, 23, 26, 29);
     const __m512i bits = _mm512_mask_set1_epi32(_mm512_set1_epi32(load_32(p)), 0xff00, load_32(p + 2));
-    return {{_mm512_permutexvar_ps(_mm512_srlv_epi32(bits, shifts), table)}};
+    return {{_mm512_permutexvar_ps(_mm512_srlv_epi32(bits, shifts), this->table)}};
   }
 };
 
 template <bool kScaled>
-struct Decoder<4, kScaled> {
-  Vec table;
-  void set(float scale, float zero_point) { table = make_table<kScaled>(15, scale, zero_point); }
+struct Decoder<4, kScaled> : WeightTable<15> {
   Unit decode(const uint8_t* p) const {
     // Even lanes hold the dword of columns 0 to 7, odd lanes that of columns 8 to 15.
     const __m512i shifts = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
-    return {{_mm512_permutexvar_ps(_mm512_srlv_epi32(_mm512_set1_epi64(load_64(p)), shifts), table)}};
+    return {{_mm512_permutexvar_ps(_mm512_srlv_epi32(_mm512_set1_epi64(load_64(p)), shifts), this->table)}};
   }
 };
 
 template <>
 struct Decoder<8, true> {
   Vec zeros, scales;
-  void set(float scale, float zero_point) {
-    zeros = set1(zero_point);
-    scales = set1(scale);
-  }
+  void set_zero(float zero_point) { zeros = set1(zero_point); }
+  void set_scale(float scale) { scales = set1(scale); }
   Unit decode(const uint8_t* p) const {
     const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return {{mul(sub(_mm512_cvtepi32_ps(codes), zeros), scales)}};
@@ -95,7 +91,7 @@ template <>
 struct Decoder<8, false> {
   Vec zeros;
   // The zero point is an integer, so that its sum with 2^23 is exact.
-  void set(float, float zero_point) { zeros = set1(0x1p23f + zero_point); }
+  void set_zero(float zero_point) { zeros = set1(0x1p23f + zero_point); }
   Unit decode(const uint8_t* p) const {
     // A code in the lowest byte of the bits of 2^23 makes 2^23 + code: one shuffle widens and converts.
     const __m512i bytes = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -114,38 +110,39 @@ inline void interleave_halves(const float* in, float* out) {
 
 #else  // AVX2
 
-// Tables have 8 entries; 2-bit codes repeat in it, so that the bits of the next code need no masking.
-template <bool kScaled>
-inline Vec make_table(int mask, float scale, float zero_point) {
-  const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const Vec table =
-      sub(_mm256_cvtepi32_ps(_mm256_and_si256(index, _mm256_set1_epi32(mask))), set1(zero_point));
-  return kScaled ? mul(table, set1(scale)) : table;
-}
+// The weights of all codes up to kLast. The table has 8 entries; 2-bit codes repeat in it, so that the bits
+// of the next code need no masking.
+template <int kLast>
+struct WeightTable {
+  Vec unscaled, table;
+  void set_zero(float zero_point) {
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i codes = _mm256_and_si256(index, _mm256_set1_epi32(kLast));
+    table = unscaled = sub(_mm256_cvtepi32_ps(codes), set1(zero_point));
+  }
+  void set_scale(float scale) { table = mul(unscaled, set1(scale)); }
+};
 
 template <bool kScaled>
-struct Decoder<2, kScaled> {
-  Vec table;
-  void set(float scale, float zero_point) { table = make_table<kScaled>(3, scale, zero_point); }
+struct Decoder<2, kScaled> : WeightTable<3> {
   Unit decode(const uint8_t* p) const {
     const __m256i bits = _mm256_set1_epi32(load_32(p));
     const __m256i low = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
     const __m256i high = _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30);
-    return {{_mm256_permutevar8x32_ps(table, _mm256_srlv_epi32(bits, low)),
-             _mm256_permutevar8x32_ps(table, _mm256_srlv_epi32(bits, high))}};
+    return {{_mm256_permutevar8x32_ps(this->table, _mm256_srlv_epi32(bits, low)),
+             _mm256_permutevar8x32_ps(this->table, _mm256_srlv_epi32(bits, high))}};
   }
 };
 
 template <bool kScaled>
-struct Decoder<3, kScaled> {
-  Vec table;
-  void set(float scale, float zero_point) { table = make_table<kScaled>(7, scale, zero_point); }
+struct Decoder<3, kScaled> : WeightTable<7> {
   Unit decode(const uint8_t* p) const {
     // Columns 0 to 7 are bits 0 to 23 of the dword at 0, columns 8 to 15 are bits 8 to 31 of the dword at 2.
     const __m256i low = _mm256_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21);
     const __m256i high = _mm256_setr_epi32(8, 11, 14, 17, 20, 23, 26, 29);
-    return {{_mm256_permutevar8x32_ps(table, _mm256_srlv_epi32(_mm256_set1_epi32(load_32(p)), low)),
-             _mm256_permutevar8x32_ps(table, _mm256_srlv_epi32(_mm256_set1_epi32(load_32(p + 2)), high))}};
+    return {
+        {_mm256_permutevar8x32_ps(this->table, _mm256_srlv_epi32(_mm256_set1_epi32(load_32(p)), low)),
+         _mm256_permutevar8x32_ps(this->table, _mm256_srlv_epi32(_mm256_set1_epi32(load_32(p + 2)), high))}};
   }
 };
 
@@ -156,10 +153,8 @@ struct Converter;
 template <>
 struct Converter<true> {
   Vec zeros, scales;
-  void set(float scale, float zero_point) {
-    zeros = set1(zero_point);
-    scales = set1(scale);
-  }
+  void set_zero(float zero_point) { zeros = set1(zero_point); }
+  void set_scale(float scale) { scales = set1(scale); }
   Vec weights(__m256i codes) const { return mul(sub(_mm256_cvtepi32_ps(codes), zeros), scales); }
 };
 
@@ -167,7 +162,7 @@ template <>
 struct Converter<false> {
   __m256i zeros;
   // The zero point is an integer; integer subtraction leaves the ports of the multiplications free.
-  void set(float, float zero_point) { zeros = _mm256_set1_epi32(static_cast<int>(zero_point)); }
+  void set_zero(float zero_point) { zeros = _mm256_set1_epi32(static_cast<int>(zero_point)); }
   Vec weights(__m256i codes) const { return _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zeros)); }
 };
 
@@ -214,6 +209,28 @@ inline float zero_at(const GroupIntLayout& layout, int64_t row, int64_t group) {
   const int64_t at = row * layout.groups + group;
   if (layout.zeros_u8 != nullptr) return static_cast<float>(layout.zeros_u8[at]);
   return layout.zeros_f32 != nullptr ? layout.zeros_f32[at] : layout.symmetric_zero;
+}
+
+inline bool is_symmetric(const GroupIntLayout& layout) {
+  return layout.zeros_u8 == nullptr && layout.zeros_f32 == nullptr;
+}
+
+// Groups whose scales are converted at once.
+constexpr int64_t kGroupChunk = 16;
+
+// Scales of `count` <= kGroupChunk groups of one row from `group` on.
+inline void load_scales(const GroupIntLayout& layout, int64_t row, int64_t group, int64_t count, float* out) {
+  const int64_t at = row * layout.groups + group;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t left = count - i;
+    if (layout.scales_f16 != nullptr) {
+      const uint16_t* p = layout.scales_f16 + at + i;
+      store(out + i, left >= kLanes ? load_f16(p) : load_f16_partial(p, left));
+    } else {
+      const float* p = layout.scales_f32 + at + i;
+      store(out + i, left >= kLanes ? load(p) : load_partial(p, left));
+    }
+  }
 }
 
 // The last unit of a row may be shorter than 16 columns; its bytes are copied so that nothing beyond the row

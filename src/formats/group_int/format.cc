@@ -22,11 +22,12 @@ int64_t group_count(int64_t columns, int64_t group_size) {
   return group_size == 0 ? 1 : columns / group_size + (columns % group_size != 0);
 }
 
-// F16 keeps 11 bits of every scale in its normal range; beyond it, precision would be lost silently.
+// Whether F16 holds all scales without losing precision silently: exactly, or rounded within its normal
+// range.
 bool fits_f16(const std::vector<float>& scales) {
   return std::all_of(scales.begin(), scales.end(), [](float scale) {
     const float magnitude = std::fabs(scale);
-    return magnitude == 0.0f || (magnitude >= 0x1p-14f && magnitude <= 65504.0f);
+    return (magnitude >= 0x1p-14f && magnitude <= 65504.0f) || f16_to_float(float_to_f16(scale)) == scale;
   });
 }
 

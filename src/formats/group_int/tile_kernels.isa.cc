@@ -148,7 +148,7 @@ void decode_row(const GroupIntLayout& layout, int64_t row, int64_t begin, int64_
   Decoder<kBits, false> decoder;
   for (int64_t j = begin; j < end;) {
     const int64_t group = j / layout.group_size;
-    decoder.set(1.0f, zero_at(layout, row, group));
+    decoder.set_zero(zero_at(layout, row, group));
     const int64_t group_end = smaller(end, (group + 1) * layout.group_size);
     for (; j < group_end; j += kStep, out += stride) {
       Vec half[2];
