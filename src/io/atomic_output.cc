@@ -186,8 +186,9 @@ void AtomicOutput::prepare(const fs::path& given) {
   temporary_ = final_;
   temporary_ += resumable_ ? kPartialMark : kTemporaryMark + std::to_string(::getpid());
   if (resumable_ && fs::exists(fs::symlink_status(temporary_))) {
-    if (!fs::is_directory(fs::symlink_status(temporary_)))
+    if (!fs::is_directory(fs::symlink_status(temporary_))) {
       fail("{}: is in the way, expected a folder", temporary_.string());
+    }
     if (!try_lock()) fail("{}: another process is writing it", given.string());
     return;
   }
@@ -234,8 +235,8 @@ void AtomicOutput::put_in_place() {
     if (code == EEXIST) fail("{}: exists already, made by something else meanwhile", final_.string());
     if (code != 0) fail_errno(final_, "rename into place", code);
   } else if (!is_folder_) {
-    if (const int code = rename_with(temporary_, final_, 0); code != 0)
-      fail_errno(final_, "rename into place", code);
+    const int code = rename_with(temporary_, final_, 0);
+    if (code != 0) fail_errno(final_, "rename into place", code);
   } else {
     const int code = rename_with(temporary_, final_, RENAME_EXCHANGE);
     if (is_unsupported(code)) {
@@ -243,8 +244,9 @@ void AtomicOutput::put_in_place() {
     } else if (code != 0) {
       fail_errno(final_, "exchange with the new output", code);
     } else {
-      std::error_code
-          ignored;  // the new output is in place; a leftover only wastes space and the next run removes it
+      // The new output is in place; what cannot be removed of the old only wastes space, and the next run
+      // tries again.
+      std::error_code ignored;
       fs::remove_all(temporary_, ignored);
     }
   }

@@ -25,15 +25,21 @@ bool is_file(const fs::path& path) {
 // Says what the folder holds instead of weights that we can read.
 [[noreturn]] void fail_without_weights(const fs::path& folder) {
   std::error_code error;
-  std::vector<std::string> pickles, ggufs;
+  std::vector<std::string> safetensors, pickles, ggufs;
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
     const fs::path extension = entry->path().extension();
     if (extension == ".bin" || extension == ".pt" || extension == ".pth")
       pickles.push_back(entry->path().filename());
+    if (extension == ".safetensors") safetensors.push_back(entry->path().filename());
     if (extension == ".gguf") ggufs.push_back(entry->path().filename());
   }
+  std::sort(safetensors.begin(), safetensors.end());
   std::sort(pickles.begin(), pickles.end());
   std::sort(ggufs.begin(), ggufs.end());
+  if (!safetensors.empty()) {
+    fail("{}: found '{}', but neither {} nor the index {}", folder.string(), printable(safetensors[0]),
+         kSingleFile, kIndexFile);
+  }
   if (!ggufs.empty()) {
     fail("{}: no {}; to open '{}' give the path of that file", folder.string(), kSingleFile,
          printable(ggufs[0]));

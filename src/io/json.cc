@@ -52,6 +52,7 @@ class DocumentBuilder : public nlohmann::json_sax<Json> {
  private:
   template <typename Value>
   Json* put(Value&& value) {
+    if (++values_ > limits_.max_values) fail("{}: JSON has more than {} values", source_, limits_.max_values);
     if (open_.empty()) return &(root_ = std::forward<Value>(value));
     if (open_.back()->is_array()) {
       auto& elements = open_.back()->get_ref<Json::array_t&>();
@@ -81,6 +82,7 @@ class DocumentBuilder : public nlohmann::json_sax<Json> {
   const std::string& source_;
   const JsonLimits& limits_;
   Json root_;
+  size_t values_ = 0;
   std::vector<Json*> open_;  // containers being filled; a parent does not grow while its child is open
   Json* member_ = nullptr;   // value slot of the key read last
 };

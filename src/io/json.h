@@ -15,11 +15,13 @@ using Json = nlohmann::json;
 struct JsonLimits {
   size_t max_bytes = size_t{256} << 20;
   int max_depth = 64;
+  size_t max_values =
+      size_t{1} << 24;  // scalars, arrays and objects; bounds the memory that a short text can ask for
   bool allow_comments = false;  // recipe files
 };
 
-// Throws Error "<source>: ..." for malformed text, too deep nesting, duplicate keys in one object, invalid
-// UTF-8.
+// Throws Error "<source>: ..." for malformed text, too deep nesting, too many values, duplicate keys in one
+// object, invalid UTF-8.
 Json parse_json(std::string_view text, const std::string& source, const JsonLimits& limits = {});
 Json read_json_file(const std::filesystem::path& path, const JsonLimits& limits = {});
 

@@ -37,7 +37,8 @@ std::vector<uint64_t> lay_out(const std::vector<SafetensorsWriter::Declaration>&
   const auto rank = [&](size_t i) {
     return sizes[i] % kAlignment == 0 ? size_t{0} : 16 - dtype_size(declarations[i].dtype);
   };
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return rank(a) < rank(b); });
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return rank(a) != rank(b) ? rank(a) < rank(b) : a < b; });
   std::vector<uint64_t> offsets(declarations.size());
   *total = 0;
   for (const size_t i : order) {

@@ -159,6 +159,25 @@ TEST(AtomicOutput, OneWriterAtATime) {
   EXPECT_EQ(read_all(folder.path() / "model" / "config.json"), "{}");
 }
 
+TEST(AtomicOutput, AResumableFolderOutlivesItsProcess) {
+  const TemporaryFolder folder;
+  const fs::path final_path = folder.path() / "model";
+  const auto begin = [&] { return AtomicOutput::resumable_folder(final_path, false); };
+  {
+    const AtomicOutput output = begin();
+    put(output.temporary_path() / "shard", "done");
+    expect_error("another process is writing it", [&] { begin(); });
+  }
+  EXPECT_FALSE(fs::exists(final_path));
+  AtomicOutput output = begin();
+  EXPECT_EQ(read_all(output.temporary_path() / "shard"), "done");
+  output.commit();
+  EXPECT_EQ(read_all(final_path / "shard"), "done");
+  EXPECT_EQ(entries(folder.path()), 1u);
+  put(folder.path() / "other.partial", "a file");
+  expect_error("is in the way", [&] { AtomicOutput::resumable_folder(folder.path() / "other", false); });
+}
+
 TEST(AtomicOutput, TheNextRunRemovesWhatAKilledOneLeft) {
   const TemporaryFolder folder;
   const fs::path final_path = folder.path() / "model";

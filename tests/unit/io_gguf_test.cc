@@ -149,6 +149,17 @@ TEST(Gguf, TypeTableIsConsistent) {
     EXPECT_EQ(find_gguf_type(withdrawn), nullptr);
 }
 
+TEST(Gguf, WritesItsMetadataWithoutTensors) {
+  const samples::TemporaryFolder folder;
+  const GgufFile file = parse(samples::llama_gguf_with_tensors().bytes());
+  write_gguf_metadata(file, folder.path() / "tokenizer.gguf");
+  const GgufFile read = parse(samples::read_all(folder.path() / "tokenizer.gguf"));
+  EXPECT_EQ(read.metadata, file.metadata);
+  EXPECT_TRUE(read.tensors.empty());
+  expect_error("cannot be written",
+               [&] { write_gguf_metadata(file, folder.path() / "absent" / "tokenizer.gguf"); });
+}
+
 TEST(Gguf, EveryTruncationIsRefused) {
   const std::string whole = samples::llama_gguf_with_tensors().bytes();
   ASSERT_NO_THROW(parse(whole));

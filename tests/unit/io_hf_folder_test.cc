@@ -161,6 +161,8 @@ TEST(HfFolder, RefusesFoldersWithoutAModel) {
   expect_error("'pytorch_model.bin', a pickle file", open);
   folder.write("small.gguf", "x");
   expect_error("to open 'small.gguf' give the path of that file", open);
+  folder.write("model-00001-of-00002.safetensors", one_tensor("a", 1));
+  expect_error("found 'model-00001-of-00002.safetensors', but neither", open);
   folder.write("model.safetensors", one_tensor("a", 1));
   expect_error("config.json is missing", open);
   folder.write("config.json", "[]");

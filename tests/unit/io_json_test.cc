@@ -38,6 +38,11 @@ TEST(Json, SizeLimit) {
   expect_error("more than the limit", [] { parse_json("[1,2,3]", "t", {.max_bytes = 6}); });
 }
 
+TEST(Json, ValueLimitCountsEverything) {
+  EXPECT_NO_THROW(parse_json("[1,{\"a\":2}]", "t", {.max_values = 4}));
+  expect_error("more than 3 values", [] { parse_json("[1,{\"a\":2}]", "t", {.max_values = 3}); });
+}
+
 class BadJson : public testing::TestWithParam<BadCase> {};
 TEST_P(BadJson, IsRefused) {
   expect_error("file.json", [] { parse_json(GetParam().bytes, "file.json"); });
