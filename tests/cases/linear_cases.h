@@ -69,6 +69,8 @@ inline const std::vector<LinearCase>& linear_cases() {
       {200, 320, 32, 4, true},
       {200, 320, 32, 5},
       {200, 320, 32, 8, true},
+      // More tokens than one chunk of them holds at this width.
+      {5, 16400, 8, 70, true},
       // Saturated codes.
       {20, 1000, 0, 7, false, Codes::kLowest, Token::kHighest},
       {20, 1000, 31, 35, true, Codes::kAlternate, Token::kHighest},

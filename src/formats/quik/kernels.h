@@ -63,28 +63,28 @@ struct Output {
 };
 
 // Tokens of the tile that holds token t.
-constexpr int64_t tile_rows(int64_t tokens, int64_t t) {
+static constexpr int64_t tile_rows(int64_t tokens, int64_t t) {
   const int64_t first = t / kTileTokens * kTileTokens;
   return tokens - first < kTileTokens ? tokens - first : kTileTokens;
 }
 
 // The first codes of token t; block b of it stands b * tile_rows * 64 bytes further on.
-inline uint8_t* token_codes(const Activations& a, int64_t blocks, int64_t t) {
+static inline uint8_t* token_codes(const Activations& a, int64_t blocks, int64_t t) {
   return a.codes + (t / kTileTokens * kTileTokens * blocks + t % kTileTokens) * kBlockColumns;
 }
 
-constexpr int64_t strip_bytes(const Weights& w) {
+static constexpr int64_t strip_bytes(const Weights& w) {
   return w.blocks * kBlockColumns * kStripRows * w.weight_bits / 8;
 }
 
 // Scratch of one thread in multiply(), in bytes: a strip as 8-bit lines, its outlier weights as two bf16
 // panels, and the results of 32 tokens twice, as INT32 and as float.
-constexpr int64_t multiply_scratch_bytes(const Weights& w) {
+static constexpr int64_t multiply_scratch_bytes(const Weights& w) {
   return w.blocks * kBlockColumns * kStripRows + w.outlier_blocks * kOutlierBlock * kStripRows * 4 +
          2 * kStripRows * kStripRows * 4;
 }
 // Scratch of one thread in quantize(), in floats.
-constexpr int64_t quantize_scratch_floats(const Weights& w) { return w.blocks * kBlockColumns + 32; }
+static constexpr int64_t quantize_scratch_floats(const Weights& w) { return w.blocks * kBlockColumns + 32; }
 
 struct IsaKernels {
   // Fewest tokens for which multiply() uses the tiles of Activations::outlier_tiles; 0 when it never does.
