@@ -9,12 +9,14 @@
 set -euo pipefail
 
 declare -A commands=([g++]=g++ [make]=make [cmake]=cmake [ninja-build]=ninja [ccache]=ccache [pkg-config]=pkg-config
-                     [git]=git [python3]=python3)
+                     [git]=git [python3]=python3 [clang-19]=clang-19)
 build_packages=(g++ make cmake ninja-build ccache pkg-config git
                 libcli11-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev
                 libssl-dev libopenblas0 libgtest-dev libbenchmark-dev)
 demo_packages=(python3 python3-pip)
 peer_packages=(python3 python3-venv python3-dev)
+# bench/peer_compare.py says why: Debian 12's g++ miscompiles llama.cpp's AMX code.
+if grep -qsw amx_int8 /proc/cpuinfo; then peer_packages+=(clang-19); fi
 
 check_only=false
 packages=()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes README.md's result tables from the JSON files in bench/results.
+"""Writes README.md's result tables from the reports in bench/results.
 
   scripts/update_readme_table.py [--check] [--machine SLUG]
 
@@ -26,8 +26,8 @@ def newest(paths):
     return max(paths, key=lambda path: (committed(path), path.name))
 
 
-def find_result(kind, machine):
-    paths = sorted(RESULTS.glob(f"{kind}_{machine or '*'}.json"))
+def find_result(prefix, suffix, machine):
+    paths = sorted(RESULTS.glob(f"{prefix}{machine or '*'}{suffix}"))
     return newest(paths) if paths else None
 
 
@@ -54,25 +54,42 @@ def accuracy_lines(path):
     return lines
 
 
+def peer_lines(path):
+    """The two summary rows of a report of bench/peer_compare.py."""
+    rows = [line.split() for line in path.read_text().splitlines() if line.split()[:1] and line.split()[0][:2] in ("pp", "tg")]
+    rows = [row for row in rows if len(row) == 5 and row[0][2:].isdigit()]
+    if not rows:
+        raise measure.CommandFailed(f"{measure.relative(path)} has no summary rows")
+    lines = ["", "Tokens per second beside llama.cpp's Q4_0 of the same model, in alternating runs (SmolLM2, `quik-4b`):", "",
+             "| | llama.cpp | nibble | ratio |", "|---|---|---|---|"]
+    for name, theirs, ours, ratio, _ in rows:
+        what = f"prompt of {name[2:]} tokens" if name.startswith("pp") else f"decoding {name[2:]} tokens"
+        lines.append(f"| {what} | {theirs} | {ours} | {ratio} |")
+    link = measure.relative(path)
+    return [*lines, "", f"Every round, versions, commands and machine: [{link}]({link}) (`make bench-peer`)."]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--machine", default="")
     options = parser.parse_args()
-    accuracy = find_result("accuracy", options.machine)
+    accuracy = find_result("accuracy_", ".json", options.machine)
+    peer = find_result("peer-", ".txt", options.machine)
     if accuracy is None:
         raise measure.CommandFailed(f"no {measure.relative(RESULTS)}/accuracy_*.json; 'make accuracy' writes it")
 
+    lines = accuracy_lines(accuracy) + (peer_lines(peer) if peer else [])
     readme = ROOT / "README.md"
     text = readme.read_text()
     begin, end = text.index("\n", text.index(BEGIN)) + 1, text.index(END)
-    updated = text[:begin] + "\n".join(accuracy_lines(accuracy)) + "\n" + text[end:]
+    updated = text[:begin] + "\n".join(lines) + "\n" + text[end:]
     if options.check:
         if updated != text:
             print("update_readme_table: README.md does not show the newest results", file=sys.stderr)
         return int(updated != text)
     readme.write_text(updated)
-    print(f"README.md shows {measure.relative(accuracy)}")
+    print("README.md shows " + ", ".join(measure.relative(path) for path in (accuracy, peer) if path))
     return 0
 
 
