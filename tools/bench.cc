@@ -8,6 +8,7 @@
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/system_info.h"
+#include "bench_shapes.h"
 #include "command.h"
 #include "json_output.h"
 #include "runtime/engine.h"
@@ -204,7 +205,9 @@ int bench(const BenchCommand& options, const CommonOptions& common) {
 Action add_bench(CLI::App& command) {
   const auto common = add_common_options(command);
   const auto options = std::make_shared<BenchCommand>();
-  add_model_argument(command, &options->model);
+  const auto shapes = std::make_shared<ShapeBench>();
+  CLI::Option* model = add_model_argument(command, &options->model);
+  model->required(false);
   const auto number = [&](const char* names, int64_t* value, int64_t least, const char* what) {
     command.add_option(names, *value, what)
         ->capture_default_str()
@@ -217,10 +220,32 @@ Action add_bench(CLI::App& command) {
          "Measurements of each, alternating; medians are reported");
   number("-b,--batch", &options->batch, 1, "Sequences decoded together");
   number("-d,--depth", &options->depth, 0, "Tokens in the context before decoding starts");
+  CLI::Option* shape = command
+                           .add_option("--shape", shapes->shape,
+                                       "Instead of a model: one block's linears of " + shape_names() +
+                                           ", or MxNxK (tokens x outputs x inputs)")
+                           ->excludes(model)
+                           ->type_name("NAME|MxNxK");
+  command
+      .add_option("--recipe", shapes->recipe,
+                  "How --shape's synthetic weights are stored; none: 16 bit (default: quik-4b)")
+      ->needs(shape)
+      ->type_name("NAME");
   set_examples(command, {"nibble bench MODEL", "nibble bench MODEL -p 2048 -n 0 -r 5",
-                         "nibble bench MODEL -n 64 -d 1024 -b 4 --json"});
-  return [options, common] {
+                         "nibble bench MODEL -n 64 -d 1024 -b 4 --json",
+                         "nibble bench --shape llama-2-7b --recipe quik-4b",
+                         "nibble bench --shape 512x4096x4096 --recipe none"});
+  return [options, shapes, common, model, shape] {
     common->apply();
+    if (shape->count() > 0) {
+      if (shapes->recipe.empty()) shapes->recipe = "quik-4b";
+      if (options->prompt < 1) fail_usage("-p 0: a shape needs at least one token");
+      shapes->prompt = options->prompt;
+      shapes->batch = options->batch;
+      shapes->repetitions = options->repetitions;
+      return bench_shapes(*shapes, *common);
+    }
+    if (model->count() == 0) fail_usage("MODEL or --shape is required.\nSee 'nibble bench --help'.");
     return bench(*options, *common);
   };
 }

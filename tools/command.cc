@@ -36,8 +36,8 @@ void CommonOptions::apply() const {
   fail("--device {}: this program was built without CUDA; use --device cpu", device);
 }
 
-void add_model_argument(CLI::App& command, std::filesystem::path* model) {
-  command.add_option("MODEL", *model, "Hugging Face folder, GGUF file or nibble folder")
+CLI::Option* add_model_argument(CLI::App& command, std::filesystem::path* model) {
+  return command.add_option("MODEL", *model, "Hugging Face folder, GGUF file or nibble folder")
       ->required()
       ->type_name("");
 }

@@ -40,7 +40,7 @@ struct CommonOptions {
 };
 std::shared_ptr<CommonOptions> add_common_options(CLI::App& command);
 // The positional MODEL, required.
-void add_model_argument(CLI::App& command, std::filesystem::path* model);
+CLI::Option* add_model_argument(CLI::App& command, std::filesystem::path* model);
 // The examples at the end of a help text, one command line each.
 void set_examples(CLI::App& command, std::initializer_list<const char*> lines);
 

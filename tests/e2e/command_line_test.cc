@@ -70,6 +70,14 @@ TEST(Usage, WrongUseExitsWithTwo) {
   expect_refusal({"perplexity", model, "-f", text, "--chunks", "0"}, 2, "--chunks");
   expect_refusal({"logits", model, "-p", "x"}, 2, "-o");
   expect_refusal({"bench", model, "-r", "0"}, 2, "-r");
+  expect_refusal({"bench"}, 2, "MODEL or --shape is required");
+  expect_refusal({"bench", model, "--recipe", "quik-4b"}, 2, "--shape");
+  expect_refusal({"bench", model, "--shape", "1x1x1"}, 2, "--shape");
+  for (const char* shape :
+       {"1x1", "1x1x", "0x1x1", "1x1x1x1", "1x-1x1", "9999999999999999999999x1x1", "no-such-model"}) {
+    expect_refusal({"bench", "--shape", shape}, 2, "expected MxNxK");
+  }
+  expect_refusal({"bench", "--shape", "1x1x1", "--recipe", "no-such-recipe"}, 2, "no-such-recipe");
 }
 
 TEST(Failure, MissingAndBrokenModelsExitWithOne) {

@@ -184,6 +184,31 @@ TEST(Bench, MoreThanTheContextIsRefused) {
       << result.err;
 }
 
+TEST(Bench, ShapesNeedNoModel) {
+  const Json one = nibble_json({"bench", "--shape", "3x40x72", "--recipe", "quik-8b", "-r", "1"});
+  ASSERT_EQ(one.at("shapes").size(), 1u);
+  const Json& shape = one.at("shapes").at(0);
+  EXPECT_EQ(shape.at("m"), 3);
+  EXPECT_EQ(shape.at("n"), 40);
+  EXPECT_EQ(shape.at("k"), 72);
+  EXPECT_EQ(shape.at("arithmetic"), "int8xint8->int32");
+  const double operations = 2.0 * 3 * 40 * 72;
+  EXPECT_NEAR(
+      shape.at("operations_per_second").get<double>() * shape.at("seconds").get<double>() / operations, 1,
+      1e-9);
+
+  const Json block = nibble_json({"bench", "--shape", "smollm2-135m", "-p", "4", "-r", "1", "-t", "1"});
+  EXPECT_EQ(block.at("recipe"), "quik-4b");
+  EXPECT_EQ(block.at("shapes").size(), 4u * 2u);  // q k v, o, gate up, down; prompt and decode
+  EXPECT_EQ(block.at("shapes").at(0).at("n"), 576 + 2 * 192);
+  EXPECT_EQ(block.at("shapes").at(6).at("arithmetic"), "int8xint8->int32");  // down projections
+  EXPECT_EQ(nibble_json({"bench", "--shape", "1x8x8", "--recipe", "none", "-r", "1"})
+                .at("shapes")
+                .at(0)
+                .at("format"),
+            "dense");
+}
+
 TEST(Doctor, SaysWhatWouldRun) {
   const Json result = nibble_json({"doctor"});
   EXPECT_GE(result.at("threads"), 1);

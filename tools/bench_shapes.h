@@ -1,0 +1,26 @@
+// nibble bench --shape: single linears with synthetic weights, without a model.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "command.h"
+
+namespace nibble {
+
+struct ShapeBench {
+  std::string shape;                // a model's name, or "MxNxK": M tokens, N outputs, K inputs
+  std::string recipe;               // of recipe.h, or "none": 16-bit weights
+  int64_t prompt = 512, batch = 1;  // tokens per product where the shape is a model's name
+  int64_t repetitions = 3;
+};
+
+// The names that --shape knows, for its help.
+std::string shape_names();
+
+// Times the linear groups of one decoder block (or one linear) as the runtime would run them, prints time,
+// operations per second and bytes of weights read per second. Throws UsageError for an unknown shape or
+// recipe.
+int bench_shapes(const ShapeBench& options, const CommonOptions& common);
+
+}  // namespace nibble
