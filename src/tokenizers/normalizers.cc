@@ -98,7 +98,7 @@ class StripAccents : public Normalizer {
     out.reserve(text.size());
     for (size_t i = 0; i < text.size();) {
       const Utf8Character character = utf8_at(text, i);
-      if (!is_nonspacing_mark(character.code)) {
+      if (!is_mark(character.code)) {
         out.append(text, i, character.length);
       } else if (i == 0) {
         at_start = false;

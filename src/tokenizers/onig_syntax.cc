@@ -24,7 +24,8 @@ constexpr std::string_view kSpace =
 constexpr std::string_view kNotSpace =
     R"(\x{0}-\x{8}\x{E}-\x{1F}\x{21}-\x{84}\x{86}-\x{9F}\x{A1}-\x{167F}\x{1681}-\x{1FFF}\x{200B}-\x{2027}\x{202A}-\x{202E})"
     R"(\x{2030}-\x{205E}\x{2060}-\x{2FFF}\x{3001}-\x{10FFFF})";
-constexpr std::string_view kWord = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
+// Oniguruma also counts the superscripts and fractions of Latin-1, of all such characters only these.
+constexpr std::string_view kWord = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE})";
 constexpr std::string_view kHexDigit = "0-9A-Fa-f";
 
 // A set of characters under construction: the union of class items and of patterns that match one character
@@ -67,7 +68,7 @@ constexpr std::pair<std::string_view, std::string_view> kPropertyNames[] = {
     {"cntrl", R"(\p{Cc})"},
     {"digit", R"(\p{Nd})"},
     {"lower", R"(\p{Lowercase})"},
-    {"punct", R"(\p{P}$+<=>\x{5E}\x{60}|~)"},
+    {"punct", R"(\p{P})"},
     {"space", kSpace},
     {"upper", R"(\p{Uppercase})"},
     {"word", kWord},
@@ -494,6 +495,7 @@ class Translator {
     if (name == "graph")
       set = CharacterSet{"", {"(?:(?![" + std::string(kSpace) + R"(])[^\p{Cc}\p{Cn}\p{Cs}]))"}};
     if (name == "print") set = items_of(R"(\p{L}\p{M}\p{N}\p{P}\p{S}\p{Zs}\p{Cf}\p{Co})");
+    if (name == "punct") set = items_of(R"(\p{P}\p{S})");
     if (!set) set = property_items(std::string(name), name);
     return negated ? set->negated() : set;
   }

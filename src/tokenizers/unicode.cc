@@ -186,7 +186,10 @@ bool is_punctuation(char32_t code) noexcept {
   return found >= UTF8PROC_CATEGORY_PC && found <= UTF8PROC_CATEGORY_PO;
 }
 
-bool is_nonspacing_mark(char32_t code) noexcept { return category(code) == UTF8PROC_CATEGORY_MN; }
+bool is_mark(char32_t code) noexcept {
+  const utf8proc_category_t found = category(code);
+  return found >= UTF8PROC_CATEGORY_MN && found <= UTF8PROC_CATEGORY_ME;
+}
 
 bool is_word_character(char32_t code) noexcept {
   switch (category(code)) {

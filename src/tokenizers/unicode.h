@@ -50,10 +50,10 @@ class Utf8Assembler {
   uint32_t needed_ = 0;  // length of the character they begin
 };
 
-bool is_white_space(char32_t code) noexcept;      // property White_Space
-bool is_numeric(char32_t code) noexcept;          // general category N
-bool is_punctuation(char32_t code) noexcept;      // general category P, or ASCII punctuation
-bool is_nonspacing_mark(char32_t code) noexcept;  // general category Mn
+bool is_white_space(char32_t code) noexcept;  // property White_Space
+bool is_numeric(char32_t code) noexcept;      // general category N
+bool is_punctuation(char32_t code) noexcept;  // general category P, or ASCII punctuation
+bool is_mark(char32_t code) noexcept;         // general category M
 // Letters, marks, decimal digits, connector punctuation: what a word consists of.
 bool is_word_character(char32_t code) noexcept;
 void append_lowercase(std::string& text, char32_t code);  // full, context-free mapping
