@@ -27,33 +27,38 @@ void dot(const uint8_t* w, const uint8_t* a, int64_t stride, int64_t blocks, int
   }
   const __m512i low_nibbles = _mm512_set1_epi8(0x0f);
   for (int64_t block = 0; block < blocks; ++block) {
+    // Groups of four lines, unrolled, so that every index below is a constant.
+    for (int group = 0; group < kLines; group += 4) {
 #pragma GCC unroll 4
-    for (int line = 0; line < kLines; ++line) {
-      const uint8_t* first = w + line * 64;
-      _mm_prefetch(reinterpret_cast<const char*>(first + kPrefetchBytes), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(first + kPrefetchBytes + kHalf), _MM_HINT_T0);
-      const __m512i raw0 = _mm512_loadu_si512(first), raw1 = _mm512_loadu_si512(first + kHalf);
-      if constexpr (kNibbles) {
-        const __m512i low0 = _mm512_and_si512(raw0, low_nibbles), low1 = _mm512_and_si512(raw1, low_nibbles);
-        const __m512i high0 = _mm512_and_si512(_mm512_srli_epi16(raw0, 4), low_nibbles);
-        const __m512i high1 = _mm512_and_si512(_mm512_srli_epi16(raw1, 4), low_nibbles);
+      for (int i = 0; i < 4; ++i) {
+        const uint8_t* first = w + (group + i) * 64;
+        _mm_prefetch(reinterpret_cast<const char*>(first + kPrefetchBytes), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(first + kPrefetchBytes + kHalf), _MM_HINT_T0);
+        const __m512i raw0 = _mm512_loadu_si512(first), raw1 = _mm512_loadu_si512(first + kHalf);
+        if constexpr (kNibbles) {
+          const __m512i low0 = _mm512_and_si512(raw0, low_nibbles),
+                        low1 = _mm512_and_si512(raw1, low_nibbles);
+          const __m512i high0 = _mm512_and_si512(_mm512_srli_epi16(raw0, 4), low_nibbles);
+          const __m512i high1 = _mm512_and_si512(_mm512_srli_epi16(raw1, 4), low_nibbles);
+          const int s = 2 * i % kSplit, u = (2 * i + 1) % kSplit;
 #pragma GCC unroll 8
-        for (int t = 0; t < kTokens; ++t) {
-          const uint8_t* codes = a + t * kBlockColumns + line * 8;
-          const __m512i a0 = _mm512_set1_epi32(load_word(codes)),
-                        a1 = _mm512_set1_epi32(load_word(codes + 4));
-          const int s = 2 * line % kSplit, u = (2 * line + 1) % kSplit;
-          sums[t][0][s] = _mm512_dpbusd_epi32(sums[t][0][s], a0, low0);
-          sums[t][1][s] = _mm512_dpbusd_epi32(sums[t][1][s], a0, low1);
-          sums[t][0][u] = _mm512_dpbusd_epi32(sums[t][0][u], a1, high0);
-          sums[t][1][u] = _mm512_dpbusd_epi32(sums[t][1][u], a1, high1);
-        }
-      } else {
+          for (int t = 0; t < kTokens; ++t) {
+            const uint8_t* codes = a + t * kBlockColumns + (group + i) * 8;
+            const __m512i a0 = _mm512_set1_epi32(load_word(codes)),
+                          a1 = _mm512_set1_epi32(load_word(codes + 4));
+            sums[t][0][s] = _mm512_dpbusd_epi32(sums[t][0][s], a0, low0);
+            sums[t][1][s] = _mm512_dpbusd_epi32(sums[t][1][s], a0, low1);
+            sums[t][0][u] = _mm512_dpbusd_epi32(sums[t][0][u], a1, high0);
+            sums[t][1][u] = _mm512_dpbusd_epi32(sums[t][1][u], a1, high1);
+          }
+        } else {
+          const int s = i % kSplit;
 #pragma GCC unroll 8
-        for (int t = 0; t < kTokens; ++t) {
-          const __m512i codes = _mm512_set1_epi32(load_word(a + t * kBlockColumns + line * 4));
-          sums[t][0][line % kSplit] = _mm512_dpbusd_epi32(sums[t][0][line % kSplit], codes, raw0);
-          sums[t][1][line % kSplit] = _mm512_dpbusd_epi32(sums[t][1][line % kSplit], codes, raw1);
+          for (int t = 0; t < kTokens; ++t) {
+            const __m512i codes = _mm512_set1_epi32(load_word(a + t * kBlockColumns + (group + i) * 4));
+            sums[t][0][s] = _mm512_dpbusd_epi32(sums[t][0][s], codes, raw0);
+            sums[t][1][s] = _mm512_dpbusd_epi32(sums[t][1][s], codes, raw1);
+          }
         }
       }
     }

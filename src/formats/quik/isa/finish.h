@@ -14,7 +14,7 @@ constexpr int kVectors = kStripRows / kLanes;  // of one strip's rows
 template <int kTokens, int kRows>
 void outlier_rows(const uint16_t* w, const float* bias, const float* x, int64_t outliers, float* f) {
   // Each sum of a single token is split so that additions need not wait for each other.
-  constexpr int kSplit = kTokens == 1 ? 4 : kTokens == 2 ? 2 : 1;
+  constexpr int kSplit = kTokens > 2 ? 1 : kTokens == 1 && kLanes == 16 ? 4 : 2;
   vfloat sums[kTokens][kRows][kSplit];
 #pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) {
