@@ -5,7 +5,7 @@
 #   and parse.
 # Exit code: 0 all hold, 1 some do not (each is printed), 77 skipped (no git checkout).
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 readonly max_tree_mib=45 max_file_mib=20 max_source_lines=700
 

