@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdlib>
 #include <memory>
 #include <vector>
 
@@ -34,9 +35,11 @@ class Scratch {
 
  private:
   void* take_bytes(size_t bytes);
+  struct Free {
+    void operator()(std::byte* memory) const noexcept { std::free(memory); }
+  };
   struct Chunk {
-    std::unique_ptr<std::byte[]> memory;
-    std::byte* aligned;
+    std::unique_ptr<std::byte, Free> memory;
     size_t size;
   };
   std::vector<Chunk> chunks_;

@@ -13,14 +13,31 @@ namespace nibble {
 
 enum class WeightType { kF32, kF16, kBF16 };
 
-// Depth of one block of the packed GEMM operand, and the row stride within it: 17 cache lines, so that the rows of a block
-// do not fall into the same cache sets.
-inline constexpr int64_t kGemmDepth = 256;
+// Depth of one block of the GEMM: a panel of that depth and the packed rows of two tiles fit the first-level cache. And the
+// row stride within a packed block: an odd number of cache lines, so that its rows do not fall into the same cache sets.
+inline constexpr int64_t kGemmDepth = 192;
 inline constexpr int64_t kGemmRowStride = kGemmDepth + 16;
 // Tokens for which gemv() beats packing a panel.
 inline constexpr int64_t kGemvTokens = 4;
 // Keys per tile of attention; caches keep each aligned run of this many positions contiguous.
 inline constexpr int64_t kKeyTile = 64;
+
+// One panel of weights times packed rows, over one block of the depth.
+struct GemmPanel {
+  const float* packed;    // row blocks [gemm_rows][kGemmRowStride], one behind the other
+  int64_t rows;
+  int64_t depth;          // <= kGemmDepth
+  WeightType type;
+  const void* weight;     // element (first row of the panel, first depth) of the matrix
+  int64_t weight_stride;  // elements between rows
+  int64_t columns;        // rows of the weight: outputs, <= gemm_columns
+  bool first;             // y starts at the bias; otherwise the products are added to y
+  const float* bias;      // [columns] or nullptr
+  float* y;
+  int64_t y_stride;
+  float* panel;           // scratch, kGemmDepth * gemm_columns floats, 64-byte aligned
+  const void* next;       // the weight of the next call, fetched meanwhile, or nullptr; of as many rows and columns
+};
 
 // One query block of one KV head against the keys before it. Row r of the block is token r / group, head r % group.
 struct AttentionBlock {
@@ -85,12 +102,9 @@ struct FloatKernels {
   // GEMM: y [rows, columns] = x W^T + bias with W row-major [columns, k] of `type`.
   int64_t gemm_rows;     // rows of one tile
   int64_t gemm_columns;  // columns of one panel
-  // Packs one row block (at most gemm_rows rows of x, row stride k): [k / kGemmDepth rounded up][gemm_rows][kGemmRowStride].
-  void (*gemm_pack_rows)(const float* x, int64_t rows, int64_t k, float* packed);
-  // One panel of at most gemm_columns columns against `rows` packed rows. panel: kGemmDepth * gemm_columns floats of
-  // scratch, 64-byte aligned. bias may be nullptr.
-  void (*gemm_panel)(const float* packed, int64_t rows, int64_t k, WeightType type, const void* weight, int64_t columns,
-                     const float* bias, float* y, int64_t y_stride, float* panel);
+  // Packs one row block: at most gemm_rows rows of x, `stride` apart, `depth` columns of them; missing rows are 0.
+  void (*gemm_pack_rows)(const float* x, int64_t rows, int64_t stride, int64_t depth, float* packed);
+  void (*gemm_panel)(const GemmPanel& panel);
   // The same for at most kGemvTokens tokens, without packing; any number of columns.
   void (*gemv)(const float* x, int64_t tokens, int64_t k, WeightType type, const void* weight, int64_t columns,
                const float* bias, float* y, int64_t y_stride);

@@ -13,6 +13,8 @@ constexpr float kMinusInfinity = -__builtin_inff();
 
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
+inline int64_t blocks_of(int64_t depth) { return (depth + kGemmDepth - 1) / kGemmDepth; }
+
 // Row stride of packed queries: one of the strides that tile() is compiled for.
 inline int64_t query_row_stride(int64_t head_dim) {
   return head_dim <= 64 ? 80 : head_dim <= 128 ? 144 : kGemmRowStride;
@@ -36,9 +38,14 @@ void scores_of_tile(const float* queries, int64_t rows, int64_t head_dim, const 
         const int64_t begin = block * kGemmDepth;
         const int64_t depth = head_dim - begin < kGemmDepth ? head_dim - begin : kGemmDepth;
         const float* a = queries + (r / kTileRows * blocks + block) * kTileRows * kStride;
-        tile_rows<kStride>(a, depth, key_panel + first * head_dim + begin * kTileColumns,
-                           block == 0 ? Start::kZero : Start::kContinue, nullptr, scores + r * kScoreStride + first,
-                           kScoreStride, rows - r < kTileRows ? rows - r : kTileRows, columns);
+        const TileShape shape = {.depth = depth,
+                                 .start = block == 0 ? Start::kZero : Start::kContinue,
+                                 .row = nullptr,
+                                 .c_stride = kScoreStride,
+                                 .rows = rows - r < kTileRows ? rows - r : kTileRows,
+                                 .columns = columns};
+        tile_rows<kStride>(a, key_panel + first * head_dim + begin * kTileColumns, scores + r * kScoreStride + first,
+                           shape, nullptr);
       }
     }
   }
@@ -127,10 +134,14 @@ void attention_block_typed(const AttentionBlock& in) {
 
     for (int64_t r = 0; r < rows; r += kTileRows) {
       for (int64_t first = 0; first < head_dim; first += kTileColumns) {
-        tile_rows<kScoreStride>(scores + r * kScoreStride, keys, value_panel + first * kKeyTile, Start::kContinue,
-                                nullptr, output + r * wide + first, wide,
-                                rows - r < kTileRows ? rows - r : kTileRows,
-                                head_dim - first < kTileColumns ? head_dim - first : kTileColumns);
+        const TileShape shape = {.depth = keys,
+                                 .start = Start::kContinue,
+                                 .row = nullptr,
+                                 .c_stride = wide,
+                                 .rows = rows - r < kTileRows ? rows - r : kTileRows,
+                                 .columns = head_dim - first < kTileColumns ? head_dim - first : kTileColumns};
+        tile_rows<kScoreStride>(scores + r * kScoreStride, value_panel + first * kKeyTile, output + r * wide + first, shape,
+                                nullptr);
       }
     }
   }

@@ -146,97 +146,144 @@ inline void store_columns(float* p, int64_t columns, Vec low, Vec high) {
 
 enum class Start { kZero, kRow, kContinue };  // accumulators begin at 0, at one row for all (the bias), at c
 
+// Memory that a later tile will read, fetched a little at a time between the multiply-adds: all at once would fill the
+// processor's miss buffers and stall it.
+struct Fetch {
+  const char* weight;    // rows of the next panel: the next line to fetch, nullptr when there is none left
+  int64_t row_bytes;     // of one row of the panel
+  int64_t stride_bytes;  // between rows
+  int64_t offset;        // within the row
+  int64_t rows;          // left
+  int64_t lines;         // per step
+  const float* c;        // the next tile's rows of the result
+  int64_t c_stride, c_rows, c_columns;
+};
+
+constexpr int64_t kFetchStep = 16;  // depth between two fetches
+
+inline void fetch_some(Fetch& fetch) {
+  for (int64_t i = 0; i < fetch.lines && fetch.rows > 0; ++i) {
+    prefetch_to_l2(fetch.weight + fetch.offset);
+    fetch.offset += 64;
+    if (fetch.offset >= fetch.row_bytes) {
+      fetch.offset = 0;
+      fetch.weight += fetch.stride_bytes;
+      --fetch.rows;
+    }
+  }
+  if (fetch.c_rows > 0) {
+    prefetch(fetch.c);
+    prefetch(fetch.c + fetch.c_columns - 1);
+    fetch.c += fetch.c_stride;
+    --fetch.c_rows;
+  }
+}
+
+struct TileShape {
+  int64_t depth;
+  Start start;
+  const float* row;  // for Start::kRow
+  int64_t c_stride;
+  int64_t rows, columns;
+};
+
 // c[r][j] = start + sum over i of a[r * kStride + i] * panel[i][j], for r < rows <= kRows and j < columns. All kRows rows of
 // a must be readable.
 template <int kRows, int kStride>
-void tile(const float* a, int64_t depth, const float* panel, Start start, const float* row, float* c, int64_t c_stride,
-          int64_t rows, int64_t columns) {
+void tile(const float* a, const float* panel, float* c, const TileShape& shape, Fetch* fetch) {
   Vec low[kRows], high[kRows];
-  if (start == Start::kContinue) {
+  if (shape.start == Start::kContinue) {
     for (int r = 0; r < kRows; ++r) {
-      if (r < rows) {
-        load_columns(c + r * c_stride, columns, &low[r], &high[r]);
+      if (r < shape.rows) {
+        load_columns(c + r * shape.c_stride, shape.columns, &low[r], &high[r]);
       } else {
         low[r] = zero(), high[r] = zero();
       }
     }
   } else {
     Vec first_low = zero(), first_high = zero();
-    if (start == Start::kRow) load_columns(row, columns, &first_low, &first_high);
+    if (shape.start == Start::kRow) load_columns(shape.row, shape.columns, &first_low, &first_high);
     for (int r = 0; r < kRows; ++r) low[r] = first_low, high[r] = first_high;
   }
-  for (int64_t i = 0; i < depth; ++i) {
-    const Vec b_low = load(panel + i * kTileColumns), b_high = load(panel + i * kTileColumns + kLanes);
+  for (int64_t step = 0; step < shape.depth; step += kFetchStep) {
+    if (fetch != nullptr) fetch_some(*fetch);
+    const int64_t end = step + kFetchStep < shape.depth ? step + kFetchStep : shape.depth;
+    for (int64_t i = step; i < end; ++i) {
+      const Vec b_low = load(panel + i * kTileColumns), b_high = load(panel + i * kTileColumns + kLanes);
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
-      const Vec x = set1(a[r * kStride + i]);
-      low[r] = fma(x, b_low, low[r]);
-      high[r] = fma(x, b_high, high[r]);
+      for (int r = 0; r < kRows; ++r) {
+        const Vec x = set1(a[r * kStride + i]);
+        low[r] = fma(x, b_low, low[r]);
+        high[r] = fma(x, b_high, high[r]);
+      }
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    if (r < rows) store_columns(c + r * c_stride, columns, low[r], high[r]);
+    if (r < shape.rows) store_columns(c + r * shape.c_stride, shape.columns, low[r], high[r]);
   }
 }
 
-// The smallest tile that holds `rows`.
+// The smallest tile that holds the rows.
 template <int kStride>
-void tile_rows(const float* a, int64_t depth, const float* panel, Start start, const float* row, float* c,
-               int64_t c_stride, int64_t rows, int64_t columns) {
-  if (rows > kTileRows * 2 / 3) {
-    tile<kTileRows, kStride>(a, depth, panel, start, row, c, c_stride, rows, columns);
-  } else if (rows > kTileRows / 3) {
-    tile<kTileRows * 2 / 3, kStride>(a, depth, panel, start, row, c, c_stride, rows, columns);
+void tile_rows(const float* a, const float* panel, float* c, const TileShape& shape, Fetch* fetch) {
+  if (shape.rows > kTileRows * 2 / 3) {
+    tile<kTileRows, kStride>(a, panel, c, shape, fetch);
+  } else if (shape.rows > kTileRows / 3) {
+    tile<kTileRows * 2 / 3, kStride>(a, panel, c, shape, fetch);
   } else {
-    tile<(kTileRows + 2) / 3, kStride>(a, depth, panel, start, row, c, c_stride, rows, columns);
+    tile<(kTileRows + 2) / 3, kStride>(a, panel, c, shape, fetch);
   }
 }
 
-inline int64_t blocks_of(int64_t k) { return (k + kGemmDepth - 1) / kGemmDepth; }
-
-void gemm_pack_rows(const float* x, int64_t rows, int64_t k, float* packed) {
-  for (int64_t block = 0; block < blocks_of(k); ++block) {
-    const int64_t first = block * kGemmDepth;
-    const int64_t depth = k - first < kGemmDepth ? k - first : kGemmDepth;
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      float* to = packed + (block * kTileRows + r) * kGemmRowStride;
-      int64_t i = 0;
-      if (r < rows) {
-        const float* from = x + r * k + first;
-        for (; i + kLanes <= depth; i += kLanes) store(to + i, load(from + i));
-        for (; i < depth; ++i) to[i] = from[i];
-      }
-      for (; i < depth; ++i) to[i] = 0.0f;
+void gemm_pack_rows(const float* x, int64_t rows, int64_t stride, int64_t depth, float* packed) {
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    float* to = packed + r * kGemmRowStride;
+    int64_t i = 0;
+    if (r < rows) {
+      const float* from = x + r * stride;
+      for (; i + kLanes <= depth; i += kLanes) store(to + i, load(from + i));
+      for (; i < depth; ++i) to[i] = from[i];
     }
+    for (; i < depth; ++i) to[i] = 0.0f;
   }
 }
 
 template <typename W>
-void gemm_panel_typed(const float* packed, int64_t rows, int64_t k, const W* weight, int64_t columns, const float* bias,
-                      float* y, int64_t y_stride, float* panel) {
-  const int64_t blocks = blocks_of(k);
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = block * kGemmDepth;
-    const int64_t depth = k - first < kGemmDepth ? k - first : kGemmDepth;
-    pack_panel(weight + first, k, columns, depth, panel);
-    const Start start = block > 0 ? Start::kContinue : bias != nullptr ? Start::kRow : Start::kZero;
-    for (int64_t r = 0; r < rows; r += kTileRows) {
-      const float* a = packed + (r / kTileRows * blocks + block) * kTileRows * kGemmRowStride;
-      tile_rows<kGemmRowStride>(a, depth, panel, start, bias, y + r * y_stride, y_stride,
-                                rows - r < kTileRows ? rows - r : kTileRows, columns);
-    }
+void gemm_panel_typed(const GemmPanel& in) {
+  constexpr int64_t kSize = static_cast<int64_t>(sizeof(W));
+  pack_panel(static_cast<const W*>(in.weight), in.weight_stride, in.columns, in.depth, in.panel);
+  const int64_t steps = (in.rows + kTileRows - 1) / kTileRows * ((in.depth + kFetchStep - 1) / kFetchStep);
+  const int64_t lines = in.columns * ((in.depth * kSize + 63) / 64);
+  Fetch fetch = {.weight = static_cast<const char*>(in.next),
+                 .row_bytes = in.depth * kSize,
+                 .stride_bytes = in.weight_stride * kSize,
+                 .offset = 0,
+                 .rows = in.next == nullptr ? 0 : in.columns,
+                 .lines = (lines + steps - 1) / steps,
+                 .c = nullptr,
+                 .c_stride = in.y_stride,
+                 .c_rows = 0,
+                 .c_columns = in.columns};
+  TileShape shape = {.depth = in.depth,
+                     .start = !in.first ? Start::kContinue : in.bias != nullptr ? Start::kRow : Start::kZero,
+                     .row = in.bias,
+                     .c_stride = in.y_stride,
+                     .rows = kTileRows,
+                     .columns = in.columns};
+  for (int64_t r = 0; r < in.rows; r += kTileRows) {
+    const int64_t left = in.rows - r;
+    shape.rows = left < kTileRows ? left : kTileRows;
+    fetch.c = in.y + (r + kTileRows) * in.y_stride;
+    fetch.c_rows = left <= kTileRows ? 0 : left < 2 * kTileRows ? left - kTileRows : kTileRows;
+    tile_rows<kGemmRowStride>(in.packed + r * kGemmRowStride, in.panel, in.y + r * in.y_stride, shape, &fetch);
   }
 }
 
-void gemm_panel(const float* packed, int64_t rows, int64_t k, WeightType type, const void* weight, int64_t columns,
-                const float* bias, float* y, int64_t y_stride, float* panel) {
-  switch (type) {
-    case WeightType::kF32:
-      return gemm_panel_typed(packed, rows, k, static_cast<const float*>(weight), columns, bias, y, y_stride, panel);
-    case WeightType::kF16:
-      return gemm_panel_typed(packed, rows, k, static_cast<const F16*>(weight), columns, bias, y, y_stride, panel);
-    case WeightType::kBF16:
-      return gemm_panel_typed(packed, rows, k, static_cast<const Bf16*>(weight), columns, bias, y, y_stride, panel);
+void gemm_panel(const GemmPanel& in) {
+  switch (in.type) {
+    case WeightType::kF32: return gemm_panel_typed<float>(in);
+    case WeightType::kF16: return gemm_panel_typed<F16>(in);
+    case WeightType::kBF16: return gemm_panel_typed<Bf16>(in);
   }
 }
 

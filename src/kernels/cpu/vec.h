@@ -69,6 +69,7 @@ inline Vec zero_where_less(Vec v, Vec x, Vec limit) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v);
 }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch_to_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 #elif defined(__AVX2__)
 
@@ -122,6 +123,7 @@ inline Vec power_of_two(Vec biased) {
 }
 inline Vec zero_where_less(Vec v, Vec x, Vec limit) { return _mm256_and_ps(v, _mm256_cmp_ps(x, limit, _CMP_NLT_UQ)); }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch_to_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 #else
 
@@ -200,6 +202,7 @@ inline Vec power_of_two(Vec biased) {
 }
 inline Vec zero_where_less(Vec v, Vec x, Vec limit) { return x < limit ? zero() : v; }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_to_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 #endif
 
