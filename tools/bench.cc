@@ -211,7 +211,7 @@ Action add_bench(CLI::App& command) {
   const auto number = [&](const char* names, int64_t* value, int64_t least, const char* what) {
     command.add_option(names, *value, what)
         ->capture_default_str()
-        ->check(CLI::Range(least, int64_t{1} << 24))
+        ->check(whole_number(least, int64_t{1} << 24))
         ->type_name("N");
   };
   number("-p,--n-prompt", &options->prompt, 0, "Prompt tokens; 0: no prompt measurement");

@@ -1,6 +1,7 @@
 #include "command.h"
 
 #include <cerrno>
+#include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -19,7 +20,7 @@ std::shared_ptr<CommonOptions> add_common_options(CLI::App& command) {
   command
       .add_option("-t,--threads", options->threads,
                   "Threads to compute with (default: the cores this process may use)")
-      ->check(CLI::Range(1, 1024))
+      ->check(whole_number(1, 1024))
       ->type_name("N");
   command.add_option("--device", options->device, "cpu, cuda[:N] or auto (default)")->type_name("DEVICE");
   command.add_flag("-v,--verbose", options->verbose, "Say more about what is going on");
@@ -42,8 +43,19 @@ CLI::Option* add_model_argument(CLI::App& command, std::filesystem::path* model)
       ->type_name("");
 }
 
-void set_examples(CLI::App& command, std::initializer_list<const char*> lines) {
-  std::string text = "Examples:";
+CLI::Validator whole_number(int64_t least, int64_t most) {
+  const auto check = [least, most](const std::string& text) -> std::string {
+    int64_t value = 0;
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error == std::errc() && stop == text.data() + text.size() && value >= least && value <= most)
+      return "";
+    return format_text("'{}' is no whole number from {} to {}", text, least, most);
+  };
+  return CLI::Validator(check, "");
+}
+
+void set_examples(CLI::App& command, std::initializer_list<const char*> lines, const std::string& note) {
+  std::string text = note.empty() ? "Examples:" : note + "\n\nExamples:";
   for (const char* line : lines) text += std::string("\n  ") + line;
   command.footer(text);
 }

@@ -41,8 +41,10 @@ struct CommonOptions {
 std::shared_ptr<CommonOptions> add_common_options(CLI::App& command);
 // The positional MODEL, required.
 CLI::Option* add_model_argument(CLI::App& command, std::filesystem::path* model);
-// The examples at the end of a help text, one command line each.
-void set_examples(CLI::App& command, std::initializer_list<const char*> lines);
+// The end of a help text: examples, one command line each, after an optional note.
+void set_examples(CLI::App& command, std::initializer_list<const char*> lines, const std::string& note = "");
+// A check for options: a whole number from `least` to `most`, told as such when it is not.
+CLI::Validator whole_number(int64_t least, int64_t most = int64_t{1} << 40);
 
 // Standard output. A reader that went away (a closed pipe) ends the program quietly: OutputClosed passes
 // through main().

@@ -114,10 +114,10 @@ Action add_perplexity(CLI::App& command) {
       ->type_name("FILE");
   input->require_option(1);
   command.add_option("-c,--ctx-size,--context", options->window, "Tokens per window (default: 512)")
-      ->check(CLI::Range(int64_t{2}, int64_t{1} << 24))
+      ->check(whole_number(2, int64_t{1} << 24))
       ->type_name("N");
   command.add_option("--chunks,--windows", options->max_windows, "Only the first K windows (default: all)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+      ->check(whole_number(1))
       ->type_name("K");
   command.add_flag("--no-special", options->no_special, "No BOS before each window");
   command

@@ -1,4 +1,6 @@
 // nibble run: continue a prompt.
+#include <charconv>
+
 #include "base/error.h"
 #include "base/log.h"
 #include "command.h"
@@ -68,6 +70,17 @@ int run(const RunOptions& options, const CommonOptions& common) {
   return result.stop_reason == StopReason::kInterrupted ? kExitInterrupted : kExitDone;
 }
 
+// A seed as llama.cpp takes it: -1 stands for none.
+std::optional<uint64_t> parse_seed(const std::string& text) {
+  if (text == "-1") return std::nullopt;
+  uint64_t seed = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  if (error != std::errc() || stop != text.data() + text.size()) {
+    throw CLI::ValidationError("--seed", "'" + text + "' is no whole number from -1 to 18446744073709551615");
+  }
+  return seed;
+}
+
 }  // namespace
 
 Action add_run(CLI::App& command) {
@@ -86,11 +99,11 @@ Action add_run(CLI::App& command) {
       .add_option("-n,--n-predict", generate.max_tokens,
                   "Tokens to generate at most; -1: until the text ends or the context is full")
       ->capture_default_str()
-      ->check(CLI::Range(int64_t{-1}, int64_t{1} << 40))
+      ->check(whole_number(-1))
       ->type_name("N");
   command
       .add_option("-c,--ctx-size,--context", options->context, "Context length (default: the model's own)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
+      ->check(whole_number(1, int64_t{1} << 24))
       ->type_name("N");
   command.add_option("--temp", sampling.temperature, "Temperature; 0: always the most likely token")
       ->type_name("T");
@@ -107,24 +120,27 @@ Action add_run(CLI::App& command) {
   command.add_option("--repeat-last-n", sampling.repeat_last, "Tokens the penalty looks back on; -1: all")
       ->capture_default_str()
       ->type_name("N");
-  command.add_option("-s,--seed", sampling.seed, "Seed of the draws (default: a new one each time)")
+  command
+      .add_option_function<std::string>(
+          "-s,--seed", [&sampling](const std::string& text) { sampling.seed = parse_seed(text); },
+          "Seed of the draws; -1: a new one each time (default)")
       ->type_name("N");
   command.add_option("--stop", generate.stop, "A text that ends the generation; may be given several times")
       ->expected(1)
       ->take_all()
+      ->allow_extra_args(false)
       ->type_name("TEXT");
   command.add_flag("--ignore-eos", generate.ignore_end_of_text, "Go on after an end-of-text token");
   command.add_flag("--no-special", options->no_special,
                    "Do not start with the tokens that the tokenizer adds (BOS)");
-  command.footer(
-      "Raw completion, without a chat template. What is not given is taken from the model's "
-      "generation_config.json;\n"
-      "where that says nothing: --temp 0.8 --top-k 40 --top-p 0.95 --min-p 0.05. Ctrl-C ends the "
-      "generation.");
-  set_examples(command,
-               {"nibble run MODEL -p 'Once upon a time'",
-                "nibble run MODEL -p 'Once upon a time' -n 200 --temp 0.7 --seed 1",
-                "nibble run MODEL -f prompt.txt --temp 0 --json", "echo 'It was a' | nibble run MODEL -p -"});
+  set_examples(
+      command,
+      {"nibble run MODEL -p 'Once upon a time'",
+       "nibble run MODEL -p 'Once upon a time' -n 200 --temp 0.7 --seed 1",
+       "nibble run MODEL -f prompt.txt --temp 0 --json", "echo 'It was a' | nibble run MODEL -p -"},
+      "Raw completion, without a chat template. Sampling settings that are not given come from the model's\n"
+      "generation_config.json; where that has none: --temp 0.8 --top-k 40 --top-p 0.95 --min-p 0.05.\n"
+      "Ctrl-C ends the generation.");
   return [options, common] {
     common->apply();
     return run(*options, *common);

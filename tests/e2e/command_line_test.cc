@@ -63,6 +63,10 @@ TEST(Usage, WrongUseExitsWithTwo) {
   expect_refusal({"run", model, "-p", "x", "--min-p", "-0.5"}, 2, "--min-p is -0.5");
   expect_refusal({"run", model, "-p", "x", "--top-k", "-1"}, 2, "--top-k is -1");
   expect_refusal({"run", model, "-p", "x", "--repeat-penalty", "0"}, 2, "--repeat-penalty is 0");
+  expect_refusal({"run", model, "-p", "x", "--seed", "-2"}, 2, "--seed");
+  expect_refusal({"run", model, "-p", "x", "--seed", "99999999999999999999"}, 2, "--seed");
+  expect_refusal({"run", model, "-p", "x", "--top-k", "1.5"}, 2, "--top-k");
+  expect_refusal({"run", model, "-p", "x", "--stop", "a", "b"}, 2, "b");
   expect_refusal({"run", model, "-p", "x", "--stop", ""}, 2, "stop text is empty");
   expect_refusal({"run", model, "-p", "x", "--device", "abacus"}, 2, "expected cpu, cuda, cuda:N or auto");
   expect_refusal({"perplexity", model}, 2, "");
