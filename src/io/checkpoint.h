@@ -48,7 +48,9 @@ class Checkpoint {
 
   CheckpointKind kind() const { return kind_; }
   const std::filesystem::path& path() const { return path_; }
-  // Hugging Face style config ("model_type", "hidden_size", ...), for GGUF made from its metadata.
+  // Hugging Face style config ("model_type", "hidden_size", ...), for GGUF made from its metadata. One key is
+  // ours: "nibble_rope_factors": true says that the tensor "rope_freqs.weight" holds a divisor for each
+  // rotation frequency.
   const Json& config() const { return config_; }
   // generation_config.json or an empty object.
   const Json& generation_config() const { return generation_config_; }

@@ -108,7 +108,7 @@ SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, std::shared_
   JsonLimits limits;
   limits.max_bytes = kMaxHeaderBytes;
   limits.max_depth = 4;
-  limits.max_values = size_t{1} << 23;  // some 8 values describe a tensor
+  limits.max_values = size_t{1} << 22;  // some 8 values describe a tensor
   const Json header = parse_json(text, source, limits);
   const std::span<const std::byte> data = bytes.subspan(sizeof(header_bytes) + header_bytes);
 
