@@ -38,26 +38,27 @@ int dry_run(const Options& options, ThreadPool& pool) {
   const QuantizeForecast forecast = forecast_quantization(options.quantize, pool);
   if (options.common->json) {
     write_json(OrderedJson{{"recipe", options.quantize.recipe.name},
-                    {"linears", forecast.linears},
-                    {"source_bytes", forecast.source_bytes},
-                    {"output_bytes", forecast.output_bytes},
-                    {"bits_per_weight", forecast.bits_per_weight},
-                    {"peak_memory_bytes", forecast.peak_memory_bytes},
-                    {"available_memory_bytes", forecast.available_memory_bytes},
-                    {"free_disk_bytes", forecast.free_disk_bytes},
-                    {"seconds", forecast.seconds},
-                    {"calibration", forecast.calibration}});
+                           {"linears", forecast.linears},
+                           {"source_bytes", forecast.source_bytes},
+                           {"output_bytes", forecast.output_bytes},
+                           {"bits_per_weight", forecast.bits_per_weight},
+                           {"peak_memory_bytes", forecast.peak_memory_bytes},
+                           {"available_memory_bytes", forecast.available_memory_bytes},
+                           {"free_disk_bytes", forecast.free_disk_bytes},
+                           {"seconds", forecast.seconds},
+                           {"calibration", forecast.calibration}});
     return kExitDone;
   }
-  std::string text = format_text("recipe        {}: {} linears, {:.3f} bits per weight\n", options.quantize.recipe.name,
-                                 forecast.linears, forecast.bits_per_weight);
+  std::string text = format_text("recipe        {}: {} linears, {:.3f} bits per weight\n",
+                                 options.quantize.recipe.name, forecast.linears, forecast.bits_per_weight);
   if (!forecast.calibration.empty()) text += format_text("calibration   {}\n", forecast.calibration);
   text += format_text("result        about {} (source {})\n", format_bytes(forecast.output_bytes),
                       format_bytes(forecast.source_bytes));
   text += format_text("memory        about {} of {} available\n", format_bytes(forecast.peak_memory_bytes),
                       format_bytes(forecast.available_memory_bytes));
   text += format_text("disk          {} free\n", format_bytes(forecast.free_disk_bytes));
-  text += format_text("time          about {} on {} threads\n", format_seconds(forecast.seconds), pool.size());
+  text +=
+      format_text("time          about {} on {} threads\n", format_seconds(forecast.seconds), pool.size());
   text += "Nothing was written.\n";
   write_output(text);
   return kExitDone;
@@ -90,23 +91,23 @@ int report(const Options& options, const QuantizeResult& result) {
                          {"output_error", linear.output_error}});
     }
     write_json(OrderedJson{{"output", output},
-                    {"recipe", options.quantize.recipe.name},
-                    {"bits_per_weight", result.bits_per_weight},
-                    {"source_bytes", result.source_bytes},
-                    {"output_bytes", result.output_bytes},
-                    {"embedding_bits", options.quantize.embedding_bits},
-                    {"embedding_error", result.embedding_error},
-                    {"head_error", result.head_error},
-                    {"seconds", result.seconds},
-                    {"calibration_seconds", result.calibration_seconds},
-                    {"solver_seconds", result.solver_seconds},
-                    {"resumed_blocks", result.resumed_blocks},
-                    {"verified", result.verified},
-                    {"linears", std::move(linears)}});
+                           {"recipe", options.quantize.recipe.name},
+                           {"bits_per_weight", result.bits_per_weight},
+                           {"source_bytes", result.source_bytes},
+                           {"output_bytes", result.output_bytes},
+                           {"embedding_bits", options.quantize.embedding_bits},
+                           {"embedding_error", result.embedding_error},
+                           {"head_error", result.head_error},
+                           {"seconds", result.seconds},
+                           {"calibration_seconds", result.calibration_seconds},
+                           {"solver_seconds", result.solver_seconds},
+                           {"resumed_blocks", result.resumed_blocks},
+                           {"verified", result.verified},
+                           {"linears", std::move(linears)}});
     return kExitDone;
   }
-  std::string text = format_text("{}: {} linears at {:.3f} bits per weight, {} ({} of the source), in {}\n", output,
-                                 result.linears.size(), result.bits_per_weight,
+  std::string text = format_text("{}: {} linears at {:.3f} bits per weight, {} ({} of the source), in {}\n",
+                                 output, result.linears.size(), result.bits_per_weight,
                                  format_bytes(static_cast<double>(result.output_bytes)),
                                  percent(static_cast<double>(result.output_bytes) /
                                          static_cast<double>(std::max<uint64_t>(1, result.source_bytes))),
@@ -114,7 +115,8 @@ int report(const Options& options, const QuantizeResult& result) {
   text += format_text("calibration {}, solver {}; embedding at {} bit: relative error {:.2e}\n",
                       format_seconds(result.calibration_seconds), format_seconds(result.solver_seconds),
                       options.quantize.embedding_bits, result.embedding_error);
-  if (result.resumed_blocks > 0) text += format_text("{} blocks were there from an earlier run\n", result.resumed_blocks);
+  if (result.resumed_blocks > 0)
+    text += format_text("{} blocks were there from an earlier run\n", result.resumed_blocks);
   text += "largest relative output errors:\n";
   for (const LinearResult& linear : worst_linears(result, 5)) {
     text += format_text("  {:<44} {} bit  {:.2e}\n", linear.name, linear.weight_bits,
@@ -156,21 +158,25 @@ Action add_quantize(CLI::App& command) {
   command.add_option("--calib-ids", q.calibration.ids_file,
                      "Calibration tokens: safetensors with input_ids [sequences, length]");
   command.add_flag("--calib-random", q.calibration.random_tokens, "Calibrate on random tokens");
-  command.add_option("--calib-sequences", q.calibration.sequences, "Calibration sequences (128, or what the text has)");
-  command.add_option("--calib-length", q.calibration.length, "Tokens per sequence (2048, at most the model's context)");
+  command.add_option("--calib-sequences", q.calibration.sequences,
+                     "Calibration sequences (128, or what the text has)");
+  command.add_option("--calib-length", q.calibration.length,
+                     "Tokens per sequence (2048, at most the model's context)");
   command.add_option("--seed", q.calibration.seed, "Seed of random tokens")->capture_default_str();
   command.add_option("--set", options->settings,
                      "FIELD=VALUE for all linears, ROLE.FIELD=VALUE for one role; may be repeated");
-  command.add_option("--embedding-bits", q.embedding_bits, "Embedding and head: 16, 8 or 4")->capture_default_str();
+  command.add_option("--embedding-bits", q.embedding_bits, "Embedding and head: 16, 8 or 4")
+      ->capture_default_str();
   command.add_flag("--dry-run", options->dry_run, "Forecast size, memory and time; write nothing");
   command.add_flag("--resume", q.resume, "Go on where an interrupted run stopped");
   command.add_flag("--force", q.force, "Replace an existing output");
   command.add_flag("--verify", q.verify, "Read the result back and compare");
-  set_examples(command, {"nibble quantize MODEL -o OUT --recipe quik-4b --calib text.txt",
-                         "nibble quantize MODEL -o OUT --recipe rtn-w4a4 --embedding-bits 16",
-                         "nibble quantize MODEL --recipe quik-8b --calib text.txt --dry-run",
-                         "nibble quantize MODEL -o OUT --calib text.txt --set clip_norm=2 --set down.weight_bits=4",
-                         "nibble quantize --list-recipes"});
+  set_examples(command,
+               {"nibble quantize MODEL -o OUT --recipe quik-4b --calib text.txt",
+                "nibble quantize MODEL -o OUT --recipe rtn-w4a4 --embedding-bits 16",
+                "nibble quantize MODEL --recipe quik-8b --calib text.txt --dry-run",
+                "nibble quantize MODEL -o OUT --calib text.txt --set clip_norm=2 --set down.weight_bits=4",
+                "nibble quantize --list-recipes"});
   return [options] { return quantize(*options); };
 }
 

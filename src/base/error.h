@@ -1,6 +1,6 @@
-// Two kinds of fault. A bad file, option or request throws Error with one message that names the file, the tensor, the
-// value and what was expected; the program prints it and exits with 1 (UsageError: 2, Interrupted: 130).
-// A programmer's fault fails NIBBLE_CHECK and aborts with its place.
+// Two kinds of fault. A bad file, option or request throws Error with one message that names the file, the
+// tensor, the value and what was expected; the program prints it and exits with 1 (UsageError: 2,
+// Interrupted: 130). A programmer's fault fails NIBBLE_CHECK and aborts with its place.
 #pragma once
 
 #include <stdexcept>

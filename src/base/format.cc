@@ -1,5 +1,6 @@
 #ifndef FMT_HEADER_ONLY
-#define FMT_HEADER_ONLY  // the one translation unit that carries fmt's code, so that no shared libfmt is needed
+#define FMT_HEADER_ONLY  // the one translation unit that carries fmt's code, so that no shared libfmt is
+                         // needed
 #endif
 #include "base/format.h"
 
@@ -9,7 +10,9 @@
 
 namespace nibble {
 
-std::string format_arguments(fmt::string_view text, fmt::format_args args) { return fmt::vformat(text, args); }
+std::string format_arguments(fmt::string_view text, fmt::format_args args) {
+  return fmt::vformat(text, args);
+}
 
 std::string format_bytes(double bytes) {
   static constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
@@ -19,7 +22,8 @@ std::string format_bytes(double bytes) {
     ++unit;
   }
   if (unit == 0) return format_text("{:.0f} B", bytes);
-  return bytes < 10 ? format_text("{:.2f} {}", bytes, kUnits[unit]) : format_text("{:.1f} {}", bytes, kUnits[unit]);
+  return bytes < 10 ? format_text("{:.2f} {}", bytes, kUnits[unit])
+                    : format_text("{:.1f} {}", bytes, kUnits[unit]);
 }
 
 std::string format_seconds(double seconds) {

@@ -7,7 +7,9 @@
 
 namespace nibble {
 
-inline float bf16_to_float(uint16_t bits) noexcept { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+inline float bf16_to_float(uint16_t bits) noexcept {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
 
 inline uint16_t float_to_bf16(float value) noexcept {
   const uint32_t bits = std::bit_cast<uint32_t>(value);

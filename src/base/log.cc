@@ -45,10 +45,18 @@ void set_log_level(LogLevel level) {
 
 void log_message(LogLevel level, const std::string& text) {
   switch (level) {
-    case LogLevel::kDebug: logger().debug("{}", text); break;
-    case LogLevel::kInfo: logger().info("{}", text); break;
-    case LogLevel::kWarning: logger().warn("warning: {}", text); break;
-    case LogLevel::kError: logger().error("error: {}", text); break;
+    case LogLevel::kDebug:
+      logger().debug("{}", text);
+      break;
+    case LogLevel::kInfo:
+      logger().info("{}", text);
+      break;
+    case LogLevel::kWarning:
+      logger().warn("warning: {}", text);
+      break;
+    case LogLevel::kError:
+      logger().error("error: {}", text);
+      break;
   }
 }
 

@@ -27,8 +27,8 @@ void log_warning(fmt::format_string<Args...> text, Args&&... args) {
   log_message(LogLevel::kWarning, format_arguments(text, fmt::make_format_args(args...)));
 }
 
-// One line that says how far long work is, with the time left. On a terminal it redraws in place; elsewhere it prints a
-// plain line at most every few seconds and at the end.
+// One line that says how far long work is, with the time left. On a terminal it redraws in place; elsewhere
+// it prints a plain line at most every few seconds and at the end.
 class Progress {
  public:
   Progress(std::string label, double total);

@@ -20,7 +20,8 @@ void* Scratch::take_bytes(size_t bytes) {
     used_ = 0;
   }
   if (chunk_ == chunks_.size()) {
-    // Large chunks ask for huge pages: rows of a batch are kilobytes apart, so that each would cost a translation miss.
+    // Large chunks ask for huge pages: rows of a batch are kilobytes apart, so that each would cost a
+    // translation miss.
     const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
     const size_t size = std::max<size_t>((bytes + alignment - 1) / alignment * alignment, size_t{1} << 20);
     void* memory = nullptr;

@@ -1,4 +1,5 @@
-// A stack of temporary buffers for one forward pass. Memory is kept between uses, so a warmed-up pass allocates nothing.
+// A stack of temporary buffers for one forward pass. Memory is kept between uses, so a warmed-up pass
+// allocates nothing.
 #pragma once
 
 #include <cstddef>

@@ -16,7 +16,8 @@ int64_t element_count(const Shape& shape) {
   int64_t count = 1;
   for (const int64_t extent : shape) {
     if (extent < 0) fail("shape {} has a negative extent", to_string(shape));
-    if (__builtin_mul_overflow(count, extent, &count)) fail("shape {} has too many elements", to_string(shape));
+    if (__builtin_mul_overflow(count, extent, &count))
+      fail("shape {} has too many elements", to_string(shape));
   }
   return count;
 }
@@ -40,13 +41,14 @@ Tensor Tensor::empty(DType dtype, Shape shape) {
       bytes > SIZE_MAX - 64) {
     fail("a tensor of shape {} does not fit into memory", to_string(made.shape_));
   }
-  // Whole cache lines, and one even for an empty tensor, so that the pointer is never null. Large tensors ask for huge
-  // pages, which spares most page faults and address translation misses.
+  // Whole cache lines, and one even for an empty tensor, so that the pointer is never null. Large tensors ask
+  // for huge pages, which spares most page faults and address translation misses.
   const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
   const size_t size = (bytes / 64 + 1) * 64;
   void* memory = nullptr;
   if (posix_memalign(&memory, alignment, size) != 0) memory = nullptr;
-  if (memory == nullptr) fail("out of memory: a tensor of shape {} needs {}", to_string(made.shape_), format_bytes(bytes));
+  if (memory == nullptr)
+    fail("out of memory: a tensor of shape {} needs {}", to_string(made.shape_), format_bytes(bytes));
   if (alignment == kHugePage) madvise(memory, size, MADV_HUGEPAGE);  // a hint: failing costs only speed
   made.data_ = static_cast<std::byte*>(memory);
   made.owner_ = std::shared_ptr<const void>(memory, [](const void* p) { std::free(const_cast<void*>(p)); });
@@ -81,7 +83,9 @@ void copy_to_float(const Tensor& tensor, int64_t first, int64_t count, float* ou
   NIBBLE_CHECK(first >= 0 && count >= 0 && first + count <= tensor.elements());
   const std::byte* source = tensor.raw() + static_cast<size_t>(first) * dtype_size(tensor.dtype());
   switch (tensor.dtype()) {
-    case DType::kF32: std::memcpy(out, source, static_cast<size_t>(count) * sizeof(float)); return;
+    case DType::kF32:
+      std::memcpy(out, source, static_cast<size_t>(count) * sizeof(float));
+      return;
     case DType::kF16:
     case DType::kBF16: {
       const bool f16 = tensor.dtype() == DType::kF16;
@@ -99,7 +103,8 @@ void copy_to_float(const Tensor& tensor, int64_t first, int64_t count, float* ou
         out[i] = static_cast<float>(value);
       }
       return;
-    default: fail("a tensor of type {} cannot be read as floats", dtype_name(tensor.dtype()));
+    default:
+      fail("a tensor of type {} cannot be read as floats", dtype_name(tensor.dtype()));
   }
 }
 

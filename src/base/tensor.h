@@ -1,5 +1,5 @@
-// A tensor is an element type, a shape and bytes, row-major and contiguous. The bytes are shared: they belong to an owned,
-// 64-byte aligned allocation or to a memory-mapped file that lives as long as any tensor on it.
+// A tensor is an element type, a shape and bytes, row-major and contiguous. The bytes are shared: they belong
+// to an owned, 64-byte aligned allocation or to a memory-mapped file that lives as long as any tensor on it.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,8 @@ class Tensor {
   const std::byte* raw() const noexcept { return data_; }
   std::byte* mutable_raw() noexcept { return data_; }
 
-  // Elements as T; the type must match (uint16_t reads F16 and BF16 bits, int8_t and uint8_t read each other).
+  // Elements as T; the type must match (uint16_t reads F16 and BF16 bits, int8_t and uint8_t read each
+  // other).
   template <typename T>
   const T* data() const {
     NIBBLE_CHECK(holds(DTypeOf<T>::value));

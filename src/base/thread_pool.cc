@@ -19,7 +19,8 @@
 namespace nibble {
 namespace {
 
-// Spinning covers the gaps between the operations of one token; sleeping starts well before a person would notice a fan.
+// Spinning covers the gaps between the operations of one token; sleeping starts well before a person would
+// notice a fan.
 constexpr double kSpinSeconds = 200e-6;
 
 inline void pause_cpu() {
@@ -68,8 +69,9 @@ int available_cores() {
   return cores;
 }
 
-// One job at a time. A job is published by storing its fields and then a new `generation`; the count of workers that have
-// finished with it (`idle`) gates the next publication, so no worker ever reads fields of two jobs.
+// One job at a time. A job is published by storing its fields and then a new `generation`; the count of
+// workers that have finished with it (`idle`) gates the next publication, so no worker ever reads fields of
+// two jobs.
 struct ThreadPool::State {
   int threads = 1;
   std::vector<std::thread> workers;
@@ -131,7 +133,8 @@ struct ThreadPool::State {
 
 ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
   if (threads == 0) threads = available_cores();
-  if (threads < 1 || threads > 1024) fail_usage("the number of threads must be between 1 and 1024, not {}", threads);
+  if (threads < 1 || threads > 1024)
+    fail_usage("the number of threads must be between 1 and 1024, not {}", threads);
   state_->threads = threads;
   for (int i = 1; i < threads; ++i) state_->workers.emplace_back([this, i] { state_->worker_loop(i); });
 }

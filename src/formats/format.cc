@@ -31,8 +31,10 @@ KernelChoice choose_kernel(const Problem& problem) {
     choice.refused.emplace_back(kernel, std::move(refusal));
   }
   std::string reasons;
-  for (const auto& [kernel, reason] : choice.refused) reasons += format_text("\n  {}: {}", kernel->name, reason);
-  fail("{}: no kernel of format '{}' can run it here:{}", problem.linear->name, problem.linear->format->name, reasons);
+  for (const auto& [kernel, reason] : choice.refused)
+    reasons += format_text("\n  {}: {}", kernel->name, reason);
+  fail("{}: no kernel of format '{}' can run it here:{}", problem.linear->name, problem.linear->format->name,
+       reasons);
 }
 
 }  // namespace nibble

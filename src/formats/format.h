@@ -1,6 +1,7 @@
-// The one interface between stored weights and arithmetic. A LinearFormat is a row of the table in all.cc: it packs what a
-// quantizer produced into a documented canonical layout, validates and reads it back, and owns an ordered list of kernels
-// that multiply by it. Adding a format is adding a folder here and one line to all.cc; see HACKING.md.
+// The one interface between stored weights and arithmetic. A LinearFormat is a row of the table in all.cc: it
+// packs what a quantizer produced into a documented canonical layout, validates and reads it back, and owns
+// an ordered list of kernels that multiply by it. Adding a format is adding a folder here and one line to
+// all.cc; see HACKING.md.
 #pragma once
 
 #include <cstdint>
@@ -21,13 +22,14 @@ namespace nibble {
 
 struct LinearFormat;
 
-// Integer settings of one linear's format, as stored in config.json ("weight_bits": 4, "activation_bits": 4, ...).
+// Integer settings of one linear's format, as stored in config.json ("weight_bits": 4, "activation_bits": 4,
+// ...).
 using FormatParameters = std::map<std::string, int64_t>;
 
 // One linear in its format's canonical layout, as it stands in a file.
 struct PackedLinear {
   const LinearFormat* format = nullptr;
-  std::string name;  // the linear's name in the source checkpoint, without ".weight"
+  std::string name;          // the linear's name in the source checkpoint, without ".weight"
   int64_t out_features = 0;  // n
   int64_t in_features = 0;   // k
   FormatParameters parameters;
@@ -52,21 +54,24 @@ struct Problem {
   int64_t out_features = 0;              // of all fused linears together
 };
 
-// A linear, or several fused ones that share their input, ready to run. Immutable after construction and usable from one
-// thread at a time per Scratch.
+// A linear, or several fused ones that share their input, ready to run. Immutable after construction and
+// usable from one thread at a time per Scratch.
 class LinearOp {
  public:
   virtual ~LinearOp() = default;
 
-  // y[t, 0..n) = x[t, 0..k) * W^T + bias for t in [0, tokens). x has stride in_features. y has row stride `y_stride` >= n.
+  // y[t, 0..n) = x[t, 0..k) * W^T + bias for t in [0, tokens). x has stride in_features. y has row stride
+  // `y_stride` >= n.
   virtual void forward(const float* x, int64_t tokens, float* y, int64_t y_stride, Scratch& scratch,
                        ThreadPool& pool) const = 0;
 
-  // Formats with quantized activations: quantizes x as forward() does and returns its activation codes [tokens, k_int] and
-  // the INT32 sums [tokens, n] of code products, before any scale, zero-point correction or outlier part. These are equal
-  // bit for bit on every kernel of the format; tests compare them. Returns false when the arithmetic has no such sums.
+  // Formats with quantized activations: quantizes x as forward() does and returns its activation codes
+  // [tokens, k_int] and the INT32 sums [tokens, n] of code products, before any scale, zero-point correction
+  // or outlier part. These are equal bit for bit on every kernel of the format; tests compare them. Returns
+  // false when the arithmetic has no such sums.
   virtual bool integer_accumulators(const float* x, int64_t tokens, std::vector<uint8_t>* activation_codes,
-                                    std::vector<int32_t>* accumulators, Scratch& scratch, ThreadPool& pool) const {
+                                    std::vector<int32_t>* accumulators, Scratch& scratch,
+                                    ThreadPool& pool) const {
     static_cast<void>(x), static_cast<void>(tokens), static_cast<void>(activation_codes);
     static_cast<void>(accumulators), static_cast<void>(scratch), static_cast<void>(pool);
     return false;
@@ -79,9 +84,11 @@ class LinearOp {
 // One implementation of a format's product.
 struct LinearKernel {
   const char* name;  // "quik-avx512vnni"
-  // Empty when the kernel can do `problem` in this process, else why not ("needs avx2", "in-features beyond 131072").
+  // Empty when the kernel can do `problem` in this process, else why not ("needs avx2", "in-features beyond
+  // 131072").
   std::string (*refusal)(const Problem& problem);
-  // Prepacks the canonical layout of `linears` (one, or several for which can_fuse held) into the kernel's own.
+  // Prepacks the canonical layout of `linears` (one, or several for which can_fuse held) into the kernel's
+  // own.
   std::unique_ptr<LinearOp> (*prepare)(std::span<const PackedLinear* const> linears, ThreadPool& pool);
 };
 
@@ -91,8 +98,9 @@ struct LinearFormat {
 
   // Packs into the canonical layout. Throws Error for what the format cannot hold (bits, groups, outliers).
   PackedLinear (*pack)(const QuantizedWeight& weight, const std::string& name);
-  // Checks that the tensors read from a file are exactly those of the layout: names, types, shapes, and every value that a
-  // kernel would index with. Throws Error naming the tensor and what was expected; afterwards kernels may trust everything.
+  // Checks that the tensors read from a file are exactly those of the layout: names, types, shapes, and every
+  // value that a kernel would index with. Throws Error naming the tensor and what was expected; afterwards
+  // kernels may trust everything.
   void (*validate)(const PackedLinear& linear);
   // The weight it stands for, as floats, row-major [n, k].
   void (*dequantize)(const PackedLinear& linear, float* weight);
@@ -104,12 +112,14 @@ struct LinearFormat {
   int (*code_bits)(const PackedLinear& linear);
   // Multiply-adds per token, by bits of the weight operand: {{4, 1.2e6}, {16, 9e4}}.
   std::map<int, double> (*multiply_adds)(const PackedLinear& linear);
-  // Whether `b` may be fused after `a` into one LinearOp (same input, same settings, same outlier columns, ...).
+  // Whether `b` may be fused after `a` into one LinearOp (same input, same settings, same outlier columns,
+  // ...).
   bool (*can_fuse)(const PackedLinear& a, const PackedLinear& b);
 
   std::span<const LinearKernel* const> kernels;  // fastest first, reference last
 
-  // Scales are stored as F16: quantizers round them before they choose codes, so that packing changes nothing.
+  // Scales are stored as F16: quantizers round them before they choose codes, so that packing changes
+  // nothing.
   bool f16_scales = false;
 };
 

@@ -15,7 +15,9 @@ const Json* linear_entry(const Checkpoint& checkpoint, const std::string& name) 
   return entry == linears->end() ? nullptr : &*entry;
 }
 
-std::string config_source(const Checkpoint& checkpoint) { return (checkpoint.path() / "config.json").string(); }
+std::string config_source(const Checkpoint& checkpoint) {
+  return (checkpoint.path() / "config.json").string();
+}
 
 // The floats of `tensor` in a type that dense holds, without a copy where the file has one.
 Tensor dense_tensor(const CheckpointTensor& tensor) {
@@ -41,7 +43,8 @@ FormatParameters read_parameters(const Json& entry, const std::string& source) {
   const auto object = entry.find("parameters");
   if (object == entry.end()) return parameters;
   if (!object->is_object()) fail("{}: 'parameters' must be an object", source);
-  for (const auto& [key, value] : object->items()) parameters.emplace(key, json_int(*object, key, std::nullopt, source));
+  for (const auto& [key, value] : object->items())
+    parameters.emplace(key, json_int(*object, key, std::nullopt, source));
   return parameters;
 }
 
@@ -51,7 +54,8 @@ const LinearFormat& named_format(const Json& entry, const std::string& source) {
   const LinearFormat* format = find_format(name);
   if (format == nullptr) {
     std::string known;
-    for (const LinearFormat* each : all_formats()) known += (known.empty() ? "" : ", ") + std::string(each->name);
+    for (const LinearFormat* each : all_formats())
+      known += (known.empty() ? "" : ", ") + std::string(each->name);
     fail("{}: unknown format '{}', expected one of {}", source, name, known);
   }
   return *format;
@@ -69,7 +73,8 @@ PackedLinear packed_linear_from_tensors(const std::string& name, const Json& ent
                          .parameters = read_parameters(entry, source + ": linear '" + name + "'")};
   // The linear's tensors are those named "<name>.<suffix>" with no further dot in the suffix.
   const std::string prefix = name + ".";
-  for (auto place = tensors.lower_bound(prefix); place != tensors.end() && place->first.starts_with(prefix); ++place) {
+  for (auto place = tensors.lower_bound(prefix); place != tensors.end() && place->first.starts_with(prefix);
+       ++place) {
     const std::string suffix = place->first.substr(prefix.size());
     if (suffix.find('.') != std::string::npos) continue;
     linear.tensors.emplace(suffix, suffix == "bias" ? to_f32(place->second) : place->second);
@@ -103,7 +108,8 @@ PackedLinear load_packed_linear(const Checkpoint& checkpoint, const std::string&
     }
     tensors.emplace(tensor.name, *tensor.plain);
   }
-  return packed_linear_from_tensors(name, *entry, tensors, out_features, in_features, checkpoint.path().string());
+  return packed_linear_from_tensors(name, *entry, tensors, out_features, in_features,
+                                    checkpoint.path().string());
 }
 
 Json packed_linear_config(const PackedLinear& linear) {
@@ -123,12 +129,13 @@ void check_nibble_config(const Checkpoint& checkpoint) {
   if (method != "nibble") fail("{}: 'quant_method' is '{}', expected 'nibble'", source, method);
   const int64_t version = json_int(*quantization, "format_version", std::nullopt, source);
   if (version > kNibbleFormatVersion) {
-    fail("{}: the folder has format version {}; this program reads up to {}: a newer nibble is needed", source, version,
-         kNibbleFormatVersion);
+    fail("{}: the folder has format version {}; this program reads up to {}: a newer nibble is needed",
+         source, version, kNibbleFormatVersion);
   }
   if (version < 1) fail("{}: 'format_version' is {}, expected 1 or more", source, version);
   const auto linears = quantization->find("linears");
-  if (linears != quantization->end() && !linears->is_object()) fail("{}: 'linears' must be an object", source);
+  if (linears != quantization->end() && !linears->is_object())
+    fail("{}: 'linears' must be an object", source);
 }
 
 }  // namespace nibble

@@ -17,16 +17,18 @@ Tensor float_weight(const LinearSlot& slot, int64_t in_features) {
   return weight;
 }
 
-// Replaces a slot's weight by a float matrix with the same bias: calibration goes on with what the model will compute,
-// but with unquantized activations, as QUIK's and GPTQ's own calibration does.
+// Replaces a slot's weight by a float matrix with the same bias: calibration goes on with what the model will
+// compute, but with unquantized activations, as QUIK's and GPTQ's own calibration does.
 void set_float_weight(LinearSlot& slot, const Tensor& weight) {
-  slot.packed = std::make_shared<PackedLinear>(
-      make_dense_linear(slot.name, weight, slot.packed->find("bias") != nullptr ? *slot.packed->find("bias") : Tensor()));
+  slot.packed = std::make_shared<PackedLinear>(make_dense_linear(
+      slot.name, weight, slot.packed->find("bias") != nullptr ? *slot.packed->find("bias") : Tensor()));
 }
 
 }  // namespace
 
-bool needs_hessian(const LinearSettings& settings) { return find_quantizer(settings.quantizer).needs_hessian; }
+bool needs_hessian(const LinearSettings& settings) {
+  return find_quantizer(settings.quantizer).needs_hessian;
+}
 
 bool needs_calibration(const LinearSettings& settings) {
   return settings.format != "dense" && (needs_hessian(settings) || settings.outlier_columns != 0);
@@ -72,7 +74,8 @@ BlockQuantizer::GroupStatistics BlockQuantizer::collect(SubLayer& sublayer, cons
   return statistics;
 }
 
-void BlockQuantizer::quantize_group(LinearGroup& group, const InputStatistics* statistics, QuantizedBlock* out) {
+void BlockQuantizer::quantize_group(LinearGroup& group, const InputStatistics* statistics,
+                                    QuantizedBlock* out) {
   const double started = monotonic_seconds();
   for (LinearSlot& slot : group.slots()) {
     throw_if_interrupted();
@@ -83,7 +86,8 @@ void BlockQuantizer::quantize_group(LinearGroup& group, const InputStatistics* s
     if (settings.format == "dense") {
       PackedLinear kept = to_16_bit(*slot.packed);
       result.weight_bits = result.activation_bits = 16;
-      result.bits_per_weight = 8.0 * static_cast<double>(kept.weight_bytes()) / static_cast<double>(weight.elements());
+      result.bits_per_weight =
+          8.0 * static_cast<double>(kept.weight_bytes()) / static_cast<double>(weight.elements());
       out->linears.push_back(std::move(kept));
       out->results.push_back(std::move(result));
       continue;
@@ -116,11 +120,12 @@ void BlockQuantizer::quantize_group(LinearGroup& group, const InputStatistics* s
     result.weight_bits = settings.weight_bits;
     result.activation_bits = settings.activation_bits;
     result.outlier_columns = static_cast<int64_t>(input.outlier_columns.size());
-    result.bits_per_weight = 8.0 * static_cast<double>(packed.weight_bytes()) / static_cast<double>(weight.elements());
+    result.bits_per_weight =
+        8.0 * static_cast<double>(packed.weight_bytes()) / static_cast<double>(weight.elements());
     result.weight_error = error.weight_relative;
     result.output_error = error.output_relative;
-    log_debug("{}: {} bit, {} outlier columns, weight error {:.3g}, output error {:.3g}", slot.name, result.weight_bits,
-              result.outlier_columns, result.weight_error, result.output_error);
+    log_debug("{}: {} bit, {} outlier columns, weight error {:.3g}, output error {:.3g}", slot.name,
+              result.weight_bits, result.outlier_columns, result.weight_error, result.output_error);
 
     set_float_weight(slot, dequantized);
     out->linears.push_back(std::move(packed));
@@ -136,7 +141,8 @@ QuantizedBlock BlockQuantizer::quantize(Block& block) {
     if (stream_ != nullptr && !recipe_.defaults.calibrate_on_quantized) {
       // One pass through the float sub-layer yields every group's statistics and the float states behind it.
       const GroupStatistics statistics = collect(*sublayer, nullptr);
-      for (size_t g = 0; g < statistics.size(); ++g) quantize_group(*sublayer->groups()[g], statistics[g].get(), &out);
+      for (size_t g = 0; g < statistics.size(); ++g)
+        quantize_group(*sublayer->groups()[g], statistics[g].get(), &out);
       continue;
     }
     for (size_t g = 0; g < sublayer->groups().size(); ++g) {
@@ -159,10 +165,12 @@ void BlockQuantizer::replay(Block& block, const std::vector<PackedLinear>& linea
     for (LinearGroup* group : sublayer->groups()) {
       if (!recipe_.defaults.calibrate_on_quantized) break;
       for (LinearSlot& slot : group->slots()) {
-        const auto packed = std::find_if(linears.begin(), linears.end(),
-                                         [&](const PackedLinear& linear) { return linear.name == slot.name; });
+        const auto packed = std::find_if(linears.begin(), linears.end(), [&](const PackedLinear& linear) {
+          return linear.name == slot.name;
+        });
         if (packed == linears.end()) fail("{}: is missing in the unfinished run to be resumed", slot.name);
-        if (recipe_.settings_for(slot.name, slot.role).format == "dense") continue;  // calibrated on its exact weight
+        if (recipe_.settings_for(slot.name, slot.role).format == "dense")
+          continue;  // calibrated on its exact weight
         Tensor weight = Tensor::empty(DType::kF32, {slot.out_features, group->in_features()});
         packed->format->dequantize(*packed, weight.mutable_data<float>());
         set_float_weight(slot, weight);

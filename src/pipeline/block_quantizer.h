@@ -1,4 +1,5 @@
-// Quantizes the linears of one block, group after group in execution order, and moves the calibration states through it.
+// Quantizes the linears of one block, group after group in execution order, and moves the calibration states
+// through it.
 #pragma once
 
 #include <memory>
@@ -21,8 +22,9 @@ class BlockQuantizer {
   BlockQuantizer(const Recipe& recipe, const ModelSpec& spec, ResidualStream* stream, ThreadPool& pool)
       : recipe_(recipe), spec_(spec), stream_(stream), pool_(pool) {}
 
-  // `block` comes with the float weights of the source. On return its weights are the dequantized ones, and the stream has
-  // moved through it (through the float block when the recipe says calibrate_on_quantized = false).
+  // `block` comes with the float weights of the source. On return its weights are the dequantized ones, and
+  // the stream has moved through it (through the float block when the recipe says calibrate_on_quantized =
+  // false).
   QuantizedBlock quantize(Block& block);
   // Moves the stream through a block whose linears an earlier run has quantized.
   void replay(Block& block, const std::vector<PackedLinear>& linears);
@@ -31,8 +33,10 @@ class BlockQuantizer {
   double solver_seconds() const { return solver_seconds_; }
 
  private:
-  using GroupStatistics = std::vector<std::unique_ptr<InputStatistics>>;  // per group; null where none is needed
-  // Statistics of the one group `only` (stopping there), or of all groups of the sub-layer in a single pass through it.
+  using GroupStatistics =
+      std::vector<std::unique_ptr<InputStatistics>>;  // per group; null where none is needed
+  // Statistics of the one group `only` (stopping there), or of all groups of the sub-layer in a single pass
+  // through it.
   GroupStatistics collect(SubLayer& sublayer, const LinearGroup* only);
   void quantize_group(LinearGroup& group, const InputStatistics* statistics, QuantizedBlock* out);
   bool needs_statistics(const LinearGroup& group, bool* hessian) const;

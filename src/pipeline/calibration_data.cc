@@ -51,13 +51,14 @@ CalibrationData from_text(const CalibrationOptions& options, const ModelSpec& sp
   data.length = std::min(options.length.value_or(kDefaultLength), spec.context_length);
   const int64_t whole = available / data.length;
   if (whole == 0) {
-    fail("{}: has {} tokens, too little calibration text for one sequence of {}; give more text or a smaller "
-         "--calib-length",
-         source, available, data.length);
+    fail(
+        "{}: has {} tokens, too little calibration text for one sequence of {}; give more text or a smaller "
+        "--calib-length",
+        source, available, data.length);
   }
   if (options.sequences && *options.sequences > whole) {
-    fail("{}: has {} tokens, enough for {} sequences of {}, not for the {} asked for", source, available, whole,
-         data.length, *options.sequences);
+    fail("{}: has {} tokens, enough for {} sequences of {}, not for the {} asked for", source, available,
+         whole, data.length, *options.sequences);
   }
   data.sequences = std::min(options.sequences.value_or(kDefaultSequences), whole);
   if (data.sequences * data.length < 8192) {
@@ -66,14 +67,15 @@ CalibrationData from_text(const CalibrationOptions& options, const ModelSpec& sp
   }
   // Spread evenly over the text, so that the whole of it speaks.
   for (int64_t s = 0; s < data.sequences; ++s) {
-    const int64_t first = whole == data.sequences ? s * data.length
-                                                  : (available - data.length) * s / std::max<int64_t>(1, data.sequences - 1);
+    const int64_t first = whole == data.sequences
+                              ? s * data.length
+                              : (available - data.length) * s / std::max<int64_t>(1, data.sequences - 1);
     data.ids.insert(data.ids.end(), ids.begin() + first, ids.begin() + first + data.length);
   }
   for (const int32_t id : data.ids) {
     if (id < 0 || id >= spec.vocabulary) {
-      fail("{}: the tokenizer gives token {}, but the model's vocabulary has {} entries", model_path.string(), id,
-           spec.vocabulary);
+      fail("{}: the tokenizer gives token {}, but the model's vocabulary has {} entries", model_path.string(),
+           id, spec.vocabulary);
     }
   }
   data.description = format_text("{} sequences of {} tokens from {}", data.sequences, data.length,
@@ -101,7 +103,8 @@ CalibrationData from_ids(const CalibrationOptions& options, const ModelSpec& spe
          spec.context_length);
   }
   if (options.sequences && *options.sequences > data.sequences) {
-    fail("{}: has {} sequences, not the {} asked for", options.ids_file.string(), data.sequences, *options.sequences);
+    fail("{}: has {} sequences, not the {} asked for", options.ids_file.string(), data.sequences,
+         *options.sequences);
   }
   const int64_t sequences = options.sequences.value_or(data.sequences);
   const int64_t length = std::min(options.length.value_or(data.length), data.length);
@@ -132,7 +135,8 @@ CalibrationData read_token_ids(const std::filesystem::path& path, int64_t vocabu
     fail("{}: tensor 'input_ids' is {}, expected I32 or I64", path.string(), dtype_name(tensor.dtype()));
   }
   if (tensor.rank() < 1 || tensor.rank() > 2 || tensor.elements() == 0) {
-    fail("{}: tensor 'input_ids' has shape {}, expected [sequences, length]", path.string(), to_string(tensor.shape()));
+    fail("{}: tensor 'input_ids' has shape {}, expected [sequences, length]", path.string(),
+         to_string(tensor.shape()));
   }
   CalibrationData data;
   data.sequences = tensor.rank() == 2 ? tensor.dim(0) : 1;
@@ -141,7 +145,8 @@ CalibrationData read_token_ids(const std::filesystem::path& path, int64_t vocabu
   for (int64_t i = 0; i < tensor.elements(); ++i) {
     const int64_t id = tensor.dtype() == DType::kI32 ? tensor.data<int32_t>()[i] : tensor.data<int64_t>()[i];
     if (id < 0 || id >= vocabulary) {
-      fail("{}: input_ids[{}] is {}, expected a token of a vocabulary of {}", path.string(), i, id, vocabulary);
+      fail("{}: input_ids[{}] is {}, expected a token of a vocabulary of {}", path.string(), i, id,
+           vocabulary);
     }
     data.ids[static_cast<size_t>(i)] = static_cast<int32_t>(id);
   }
@@ -150,14 +155,17 @@ CalibrationData read_token_ids(const std::filesystem::path& path, int64_t vocabu
 
 CalibrationData load_calibration_data(const CalibrationOptions& options, const ModelSpec& spec,
                                       const std::filesystem::path& model_path) {
-  const int sources = int{!options.text_file.empty()} + int{!options.ids_file.empty()} + int{options.random_tokens};
+  const int sources =
+      int{!options.text_file.empty()} + int{!options.ids_file.empty()} + int{options.random_tokens};
   if (sources != 1) {
-    fail_usage("calibration needs exactly one of --calib FILE.txt, --calib-ids FILE.safetensors and --calib-random");
+    fail_usage(
+        "calibration needs exactly one of --calib FILE.txt, --calib-ids FILE.safetensors and --calib-random");
   }
   if (options.sequences && *options.sequences < 1) {
     fail_usage("--calib-sequences is {}, expected at least 1", *options.sequences);
   }
-  if (options.length && *options.length < 2) fail_usage("--calib-length is {}, expected at least 2", *options.length);
+  if (options.length && *options.length < 2)
+    fail_usage("--calib-length is {}, expected at least 2", *options.length);
 
   CalibrationData data = !options.text_file.empty()  ? from_text(options, spec, model_path)
                          : !options.ids_file.empty() ? from_ids(options, spec)

@@ -13,12 +13,13 @@
 namespace nibble {
 namespace {
 
-// Forward passes a block costs per calibration token: each group's statistics stop at that group, so the earlier groups
-// of a sub-layer run again. Measured 1.8 to 2.2 on llama-like blocks.
+// Forward passes a block costs per calibration token: each group's statistics stop at that group, so the
+// earlier groups of a sub-layer run again. Measured 1.8 to 2.2 on llama-like blocks.
 constexpr double kForwardsPerBlock = 2.0;
 
 // Bytes of `rows` rows of zeros in the format and settings of `linear`.
-double packed_bytes_of_rows(const LinearInfo& linear, const LinearSettings& settings, int64_t hidden_size, int64_t rows) {
+double packed_bytes_of_rows(const LinearInfo& linear, const LinearSettings& settings, int64_t hidden_size,
+                            int64_t rows) {
   QuantizedWeight sample = {.out_features = rows,
                             .in_features = linear.in_features,
                             .weight_bits = static_cast<int>(settings.weight_bits),
@@ -31,7 +32,8 @@ double packed_bytes_of_rows(const LinearInfo& linear, const LinearSettings& sett
         select_outlier_columns(statistics, settings, hidden_size, linear.role == LinearRole::kDown);
   }
   const int64_t columns = sample.integer_columns();
-  const int64_t groups = settings.group_size > 0 ? (columns + settings.group_size - 1) / settings.group_size : 1;
+  const int64_t groups =
+      settings.group_size > 0 ? (columns + settings.group_size - 1) / settings.group_size : 1;
   sample.codes.assign(static_cast<size_t>(rows * columns), 0);
   sample.scales.assign(static_cast<size_t>(rows * groups), 1.0f);
   sample.outlier_weights.assign(static_cast<size_t>(rows) * sample.outlier_columns.size(), 0.0f);
@@ -44,14 +46,15 @@ double packed_bytes(const LinearInfo& linear, const LinearSettings& settings, in
   if (settings.format == "dense") return 2.0 * rows * static_cast<double>(linear.in_features);
   constexpr int64_t kSampleRows = 16;
   const double once = packed_bytes_of_rows(linear, settings, hidden_size, kSampleRows);
-  const double per_row = (packed_bytes_of_rows(linear, settings, hidden_size, 2 * kSampleRows) - once) / kSampleRows;
+  const double per_row =
+      (packed_bytes_of_rows(linear, settings, hidden_size, 2 * kSampleRows) - once) / kSampleRows;
   return once + per_row * (rows - kSampleRows);
 }
 
 struct Rates {
-  double forward_seconds_per_token = 0;    // one block
-  double statistics_seconds_per_token = 0; // all groups of one block
-  double flops = 1e9;                      // of the second-moment products
+  double forward_seconds_per_token = 0;     // one block
+  double statistics_seconds_per_token = 0;  // all groups of one block
+  double flops = 1e9;                       // of the second-moment products
 };
 
 // Runs block 0 on one calibration sequence.
@@ -94,7 +97,8 @@ void check_recipe(const Recipe& recipe, const ModelSpec& spec) {
   for (const LinearInfo& linear : linears) {
     const LinearSettings settings = recipe.settings_for(linear.name, linear.role);
     if (find_format(settings.format) == nullptr) {
-      fail_usage("recipe '{}': {} has format '{}', which does not exist", recipe.name, linear.name, settings.format);
+      fail_usage("recipe '{}': {} has format '{}', which does not exist", recipe.name, linear.name,
+                 settings.format);
     }
     if (settings.format == "dense") continue;
     find_quantizer(settings.quantizer);
@@ -109,8 +113,8 @@ bool recipe_needs_calibration(const Recipe& recipe, const ModelSpec& spec) {
   });
 }
 
-QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint& checkpoint, const ModelSpec& spec,
-                               const CalibrationData& data, ThreadPool& pool) {
+QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint& checkpoint,
+                               const ModelSpec& spec, const CalibrationData& data, ThreadPool& pool) {
   QuantizeForecast forecast = {.source_bytes = static_cast<double>(checkpoint.file_bytes()),
                                .available_memory_bytes = static_cast<double>(available_memory_bytes()),
                                .free_disk_bytes = static_cast<double>(free_disk_bytes(options.output)),
@@ -137,8 +141,9 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   const double token_bits = options.embedding_bits == 4 ? 4.5 : options.embedding_bits;
   forecast.output_bytes = bytes + token_matrices * token_matrix * token_bits / 8;
 
-  // One block as floats and prepared for the products; second moments, their permuted copy and their inverse; the weight
-  // at work with its copies; hidden states; intermediate results of a batch; the embedding table read once.
+  // One block as floats and prepared for the products; second moments, their permuted copy and their inverse;
+  // the weight at work with its copies; hidden states; intermediate results of a batch; the embedding table
+  // read once.
   const auto tokens = static_cast<double>(data.sequences * data.length);
   const double hidden = static_cast<double>(spec.hidden_size);
   const double batch = std::max(2048.0, static_cast<double>(data.length));
@@ -148,9 +153,10 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   if (!data.empty()) {
     const Rates rates = measure(checkpoint, data, pool);
     const auto layers = static_cast<double>(spec.layers);
-    forecast.seconds = tokens * layers *
-                           (kForwardsPerBlock * rates.forward_seconds_per_token + rates.statistics_seconds_per_token) +
-                       solver_operations / rates.flops;
+    forecast.seconds =
+        tokens * layers *
+            (kForwardsPerBlock * rates.forward_seconds_per_token + rates.statistics_seconds_per_token) +
+        solver_operations / rates.flops;
   } else {
     forecast.seconds = weights / 50e6;  // rounding to nearest: tens of millions of weights a second
   }
@@ -159,8 +165,9 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
 
 void check_resources(const QuantizeForecast& forecast, const QuantizeOptions& options) {
   if (forecast.peak_memory_bytes > forecast.available_memory_bytes) {
-    fail("this run needs about {} of memory, and {} are available; use fewer or shorter calibration sequences",
-         format_bytes(forecast.peak_memory_bytes), format_bytes(forecast.available_memory_bytes));
+    fail(
+        "this run needs about {} of memory, and {} are available; use fewer or shorter calibration sequences",
+        format_bytes(forecast.peak_memory_bytes), format_bytes(forecast.available_memory_bytes));
   }
   if (forecast.output_bytes * 1.02 > forecast.free_disk_bytes) {
     fail("{}: the result needs about {} of disk, and {} are free", options.output.string(),

@@ -8,8 +8,8 @@
 #include "base/log.h"
 #include "formats/dense/dense.h"
 #include "formats/packed_checkpoint.h"
-#include "nibble/version.h"
 #include "models/linear_info.h"
+#include "nibble/version.h"
 #include "pipeline/block_quantizer.h"
 #include "pipeline/digest.h"
 #include "pipeline/forecast.h"
@@ -43,7 +43,8 @@ LinearResult result_from_json(const Json& json, const std::string& source) {
 
 double mean_output_error(const std::vector<LinearResult>& results) {
   double sum = 0;
-  for (const LinearResult& result : results) sum += result.output_error > 0 ? result.output_error : result.weight_error;
+  for (const LinearResult& result : results)
+    sum += result.output_error > 0 ? result.output_error : result.weight_error;
   return results.empty() ? 0 : sum / static_cast<double>(results.size());
 }
 
@@ -51,13 +52,17 @@ double mean_output_error(const std::vector<LinearResult>& results) {
 class QuantizationRun {
  public:
   QuantizationRun(const QuantizeOptions& options, ThreadPool& pool)
-      : options_(options), pool_(pool), checkpoint_(open_source(options)), spec_(read_model_spec(checkpoint_)) {
+      : options_(options),
+        pool_(pool),
+        checkpoint_(open_source(options)),
+        spec_(read_model_spec(checkpoint_)) {
     check_recipe(options_.recipe, spec_);
     needs_data_ = recipe_needs_calibration(options_.recipe, spec_);
     if (needs_data_ && !names_a_source(options_.calibration)) {
-      fail_usage("recipe '{}' needs calibration text: give --calib FILE.txt, --calib-ids FILE.safetensors or "
-                 "--calib-random",
-                 options_.recipe.name);
+      fail_usage(
+          "recipe '{}' needs calibration text: give --calib FILE.txt, --calib-ids FILE.safetensors or "
+          "--calib-random",
+          options_.recipe.name);
     }
     if (needs_data_) data_ = load_calibration_data(options_.calibration, spec_, checkpoint_.path());
   }
@@ -130,13 +135,15 @@ void QuantizationRun::record(const std::vector<PackedLinear>& linears) {
   }
 }
 
-void QuantizationRun::restore(const QuantizedFolder& folder, int64_t layer, std::vector<PackedLinear>* linears) const {
+void QuantizationRun::restore(const QuantizedFolder& folder, int64_t layer,
+                              std::vector<PackedLinear>* linears) const {
   Json notes;
   const std::map<std::string, Tensor> tensors = folder.read_shard(layer, &notes);
   for (const LinearInfo& info : list_linears(spec_)) {
     if (info.layer != layer) continue;
     linears->push_back(packed_linear_from_tensors(info.name, notes.at("linears").at(info.name), tensors,
-                                                  info.out_features, info.in_features, folder.partial_path().string()));
+                                                  info.out_features, info.in_features,
+                                                  folder.partial_path().string()));
   }
 }
 
@@ -158,7 +165,8 @@ void QuantizationRun::write_rest(QuantizedFolder& folder, const Model& model) {
 
   // Everything that is neither a linear nor in those: norms, rope factors.
   for (const auto& [name, tensor] : checkpoint_.tensors()) {
-    if (name.ends_with(".inv_freq")) continue;  // a buffer that old checkpoints carry; it follows from the config
+    if (name.ends_with(".inv_freq"))
+      continue;  // a buffer that old checkpoints carry; it follows from the config
     const std::string stem = name.substr(0, name.rfind('.'));
     if (linear_configs_.contains(stem)) continue;
     if (spec_.tied_embeddings && stem == "lm_head") continue;
@@ -174,7 +182,8 @@ QuantizeResult QuantizationRun::run() {
   hash_sources();
   QuantizedFolder folder(options_.output, spec_.layers + 1, fingerprint(), options_.resume, options_.force);
 
-  const std::unique_ptr<Model> model = Model::load_shell(checkpoint_, pool_, {.context_length = data_.length});
+  const std::unique_ptr<Model> model =
+      Model::load_shell(checkpoint_, pool_, {.context_length = data_.length});
   std::unique_ptr<ResidualStream> stream;
   if (needs_data_) stream = std::make_unique<ResidualStream>(*model, data_);
   BlockQuantizer quantizer(options_.recipe, spec_, stream.get(), pool_);
@@ -192,7 +201,8 @@ QuantizeResult QuantizationRun::run() {
       quantizer.replay(block, linears);
       Json notes;
       folder.read_shard(layer, &notes);
-      for (const Json& entry : notes.at("results")) results.push_back(result_from_json(entry, "unfinished run"));
+      for (const Json& entry : notes.at("results"))
+        results.push_back(result_from_json(entry, "unfinished run"));
       ++result_.resumed_blocks;
     } else {
       QuantizedBlock quantized = quantizer.quantize(block);
@@ -244,8 +254,8 @@ QuantizeResult QuantizationRun::run() {
   return result_;
 }
 
-// Reads the finished folder back as a user's program would: every tensor has the bytes that were written, every linear
-// passes its format's checks, and the model gives finite logits.
+// Reads the finished folder back as a user's program would: every tensor has the bytes that were written,
+// every linear passes its format's checks, and the model gives finite logits.
 void QuantizationRun::verify(const std::map<std::string, std::string>& digests) const {
   const std::string where = options_.output.string();
   const Checkpoint written = Checkpoint::open(options_.output);
@@ -267,7 +277,8 @@ void QuantizationRun::verify(const std::map<std::string, std::string>& digests) 
   const SequenceSpan span = {.cache = cache.get(), .count = tokens};
   Scratch scratch;
   model->embed(ids, hidden.data());
-  model->run_blocks(hidden.data(), {.sequences = {&span, 1}, .tokens = tokens, .scratch = &scratch, .pool = &pool_});
+  model->run_blocks(hidden.data(),
+                    {.sequences = {&span, 1}, .tokens = tokens, .scratch = &scratch, .pool = &pool_});
   model->logits(hidden.data(), {}, tokens, logits.data(), scratch, pool_);
   if (!std::all_of(logits.begin(), logits.end(), [](float value) { return std::isfinite(value); })) {
     fail("{}: the quantized model gives logits that are not finite", where);

@@ -1,4 +1,5 @@
-// Quantizing a whole model: block by block, each on the outputs of the already quantized ones, with the memory of one.
+// Quantizing a whole model: block by block, each on the outputs of the already quantized ones, with the
+// memory of one.
 #pragma once
 
 #include <cstdint>
@@ -29,12 +30,12 @@ struct QuantizeForecast {
   int64_t linears = 0;
   double output_bytes = 0;
   double source_bytes = 0;
-  double bits_per_weight = 0;       // of the quantized linears
+  double bits_per_weight = 0;  // of the quantized linears
   double peak_memory_bytes = 0;
   double available_memory_bytes = 0;
   double free_disk_bytes = 0;
   double seconds = 0;
-  std::string calibration;          // "32 sequences of 512 tokens from ..."; empty when the recipe needs none
+  std::string calibration;  // "32 sequences of 512 tokens from ..."; empty when the recipe needs none
 };
 
 struct LinearResult {
@@ -44,13 +45,15 @@ struct LinearResult {
   int64_t outlier_columns = 0;
   double bits_per_weight = 0;
   double weight_error = 0;  // relative squared error of the weight
-  double output_error = 0;  // relative squared error of the output over the calibration tokens; 0 without calibration
+  double output_error =
+      0;  // relative squared error of the output over the calibration tokens; 0 without calibration
 };
 
 struct QuantizeResult {
   std::vector<LinearResult> linears;  // of the blocks, in order
   double bits_per_weight = 0;         // of the quantized linears, metadata included
-  double embedding_error = 0;         // relative squared error of the embedding table, and of the head where it is separate
+  double embedding_error =
+      0;  // relative squared error of the embedding table, and of the head where it is separate
   double head_error = 0;
   uint64_t source_bytes = 0, output_bytes = 0;
   double seconds = 0;
@@ -59,8 +62,9 @@ struct QuantizeResult {
   bool verified = false;
 };
 
-// Both throw Error or UsageError before any work for a recipe that cannot be applied, missing calibration, an output that
-// may not be written, too little memory or disk; quantize_model throws Interrupted on Ctrl-C and keeps finished blocks.
+// Both throw Error or UsageError before any work for a recipe that cannot be applied, missing calibration, an
+// output that may not be written, too little memory or disk; quantize_model throws Interrupted on Ctrl-C and
+// keeps finished blocks.
 QuantizeForecast forecast_quantization(const QuantizeOptions& options, ThreadPool& pool);
 QuantizeResult quantize_model(const QuantizeOptions& options, ThreadPool& pool);
 

@@ -20,9 +20,15 @@ constexpr const char* kFingerprintFile = "run.json";
 constexpr const char* kNotesKey = "nibble_notes";
 
 // Files of a Hugging Face folder that belong to the model as much as its weights.
-constexpr const char* kCompanionFiles[] = {"tokenizer.json",        "tokenizer_config.json", "special_tokens_map.json",
-                                           "added_tokens.json",     "generation_config.json", "chat_template.jinja",
-                                           "tokenizer.gguf",        "LICENSE",               "LICENSE.txt"};
+constexpr const char* kCompanionFiles[] = {"tokenizer.json",
+                                           "tokenizer_config.json",
+                                           "special_tokens_map.json",
+                                           "added_tokens.json",
+                                           "generation_config.json",
+                                           "chat_template.jinja",
+                                           "tokenizer.gguf",
+                                           "LICENSE",
+                                           "LICENSE.txt"};
 
 void write_text_file(const fs::path& path, const std::string& text) {
   AtomicOutput output(path, /*is_folder=*/false, /*replace=*/true);
@@ -48,9 +54,11 @@ QuantizedFolder::QuantizedFolder(fs::path output, int64_t shards, const std::str
   if (resume && fs::exists(fingerprint_path)) {
     const Json earlier = read_json_file(fingerprint_path);
     if (json_string(earlier, "fingerprint", "", fingerprint_path.string()) != fingerprint) {
-      fail("{}: holds an unfinished run with another recipe, source, calibration or program version; run without "
-           "--resume to start over",
-           partial_path().string());
+      fail(
+          "{}: holds an unfinished run with another recipe, source, calibration or program version; run "
+          "without "
+          "--resume to start over",
+          partial_path().string());
     }
     return;
   }
@@ -65,7 +73,8 @@ fs::path QuantizedFolder::shard_path(int64_t shard) const {
 
 bool QuantizedFolder::has_shard(int64_t shard) const { return fs::exists(shard_path(shard)); }
 
-void QuantizedFolder::write_shard(int64_t shard, const std::map<std::string, Tensor>& entries, const Json& notes) {
+void QuantizedFolder::write_shard(int64_t shard, const std::map<std::string, Tensor>& entries,
+                                  const Json& notes) {
   // Wider elements first: offsets in a safetensors file have no padding, and this keeps every tensor aligned.
   std::vector<const std::pair<const std::string, Tensor>*> order;
   for (const auto& entry : entries) order.push_back(&entry);
@@ -77,7 +86,8 @@ void QuantizedFolder::write_shard(int64_t shard, const std::map<std::string, Ten
     declarations.push_back({entry->first, entry->second.dtype(), entry->second.shape()});
   }
   AtomicOutput output(shard_path(shard), /*is_folder=*/false, /*replace=*/true);
-  SafetensorsWriter writer(output.temporary_path(), declarations, {{"format", "nibble"}, {kNotesKey, notes.dump()}});
+  SafetensorsWriter writer(output.temporary_path(), declarations,
+                           {{"format", "nibble"}, {kNotesKey, notes.dump()}});
   for (const auto* entry : order) writer.write(entry->second);
   writer.close();
   output.commit();
@@ -113,7 +123,8 @@ void QuantizedFolder::commit(const Json& config, const Checkpoint& source) {
   } else {
     for (const char* name : kCompanionFiles) {
       const fs::path from = source.path() / name;
-      if (fs::is_regular_file(from)) fs::copy_file(from, partial_path() / name, fs::copy_options::overwrite_existing);
+      if (fs::is_regular_file(from))
+        fs::copy_file(from, partial_path() / name, fs::copy_options::overwrite_existing);
     }
   }
   write_text_file(partial_path() / "config.json", config.dump(2) + "\n");

@@ -34,7 +34,8 @@ void ResidualStream::run(const SubLayer& sublayer, const InputTap* tap, ThreadPo
     const int64_t count = std::min(sequences_per_batch_, sequences_ - first);
     std::vector<SequenceSpan> spans;
     for (int64_t i = 0; i < count; ++i) {
-      spans.push_back({.cache = caches_[static_cast<size_t>(i)].get(), .first_row = i * length_, .count = length_});
+      spans.push_back(
+          {.cache = caches_[static_cast<size_t>(i)].get(), .first_row = i * length_, .count = length_});
     }
     const Scratch::Frame frame(scratch_);
     const RunContext context = {

@@ -1,4 +1,5 @@
-// The hidden states of all calibration sequences between two sub-layers: what flows from one quantized block into the next.
+// The hidden states of all calibration sequences between two sub-layers: what flows from one quantized block
+// into the next.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +17,8 @@ class ResidualStream {
   // Starts as the embeddings of the calibration tokens: F32 [sequences * length, hidden].
   ResidualStream(const Model& model, const CalibrationData& data);
 
-  // Runs `sublayer` over all sequences, a few at a time. With a tap that stops, the states stay as they are; without,
-  // they move on through the sub-layer. Polls for Ctrl-C between batches.
+  // Runs `sublayer` over all sequences, a few at a time. With a tap that stops, the states stay as they are;
+  // without, they move on through the sub-layer. Polls for Ctrl-C between batches.
   void run(const SubLayer& sublayer, const InputTap* tap, ThreadPool& pool);
   // Fresh caches for the next block: their memory is touched only for the layer that runs.
   void next_block(const Model& model);

@@ -19,7 +19,8 @@ QuantizedWeight round_to_nearest(const PackedLinear& source, int bits, ThreadPoo
   const int64_t group = bits == 4 ? std::min(kFourBitGroup, k) : k;
   const int64_t groups = (k + group - 1) / group;
   const float top = static_cast<float>((1 << (bits - 1)) - 1);
-  QuantizedWeight quantized = {.out_features = n, .in_features = k, .weight_bits = bits, .activation_bits = 16};
+  QuantizedWeight quantized = {
+      .out_features = n, .in_features = k, .weight_bits = bits, .activation_bits = 16};
   quantized.group_size = bits == 4 ? group : 0;
   quantized.codes.resize(static_cast<size_t>(n * k));
   quantized.scales.resize(static_cast<size_t>(n * groups));

@@ -45,8 +45,8 @@ std::map<std::string, std::string> weight_files(const fs::path& folder) {
 TEST(Quantize, WritesAModelThatInspectsMeasuresAndRuns) {
   const TemporaryFolder folder;
   const fs::path output = folder / "quik";
-  const Json result =
-      nibble_json(quantize_arguments(output, "quik-4b", {"--calib-sequences", "16", "--embedding-bits", "16", "--verify"}));
+  const Json result = nibble_json(quantize_arguments(
+      output, "quik-4b", {"--calib-sequences", "16", "--embedding-bits", "16", "--verify"}));
   EXPECT_EQ(result.at("verified"), true);
   EXPECT_EQ(result.at("linears").size(), 21u);
   for (const Json& linear : result.at("linears")) {
@@ -63,16 +63,19 @@ TEST(Quantize, WritesAModelThatInspectsMeasuresAndRuns) {
     EXPECT_EQ(linear.at("arithmetic"), down ? "int8xint8->int32" : "int4xint4->int32");
     EXPECT_EQ(linear.at("outlier_columns"), down ? 64 : 32);
   }
-  EXPECT_NEAR(inspected.at("bits_per_weight").get<double>(), result.at("bits_per_weight").get<double>(), 1e-9);
+  EXPECT_NEAR(inspected.at("bits_per_weight").get<double>(), result.at("bits_per_weight").get<double>(),
+              1e-9);
   double shares = 0;
   for (const auto& [bits, share] : inspected.at("mac_share").items()) shares += share.get<double>();
   EXPECT_NEAR(shares, 1.0, 1e-9);
 
-  const Json measured = nibble_json({"perplexity", output, "-f", fixture("text/valid.txt"), "-c", "256", "--chunks", "10",
-                                     "--no-special", "--reference", fixture("llama_outliers")});
+  const Json measured =
+      nibble_json({"perplexity", output, "-f", fixture("text/valid.txt"), "-c", "256", "--chunks", "10",
+                   "--no-special", "--reference", fixture("llama_outliers")});
   EXPECT_LT(measured.at("kl_divergence"), 0.09);  // 0.06 with all calibration sequences
   EXPECT_GT(measured.at("kl_divergence"), 0.03);
-  const Json ran = nibble_json({"run", output, "-p", "Anne Elliot was", "-n", "8", "--temp", "0", "--ignore-eos"});
+  const Json ran =
+      nibble_json({"run", output, "-p", "Anne Elliot was", "-n", "8", "--temp", "0", "--ignore-eos"});
   EXPECT_EQ(ran.at("output_ids").size(), ran.at("prompt_ids").size() + 8);
 }
 
@@ -81,10 +84,11 @@ TEST(Quantize, MoreBitsAndOutlierColumnsLoseLess) {
   const TemporaryFolder folder;
   std::map<std::string, double> divergence;
   for (const std::string recipe : {"quik-8b", "quik-4b", "rtn-w4a4"}) {
-    nibble_json(quantize_arguments(folder / recipe, recipe, {"--calib-sequences", "16", "--embedding-bits", "16"}));
+    nibble_json(
+        quantize_arguments(folder / recipe, recipe, {"--calib-sequences", "16", "--embedding-bits", "16"}));
     divergence[recipe] =
-        nibble_json({"perplexity", folder / recipe, "-f", fixture("text/valid.txt"), "-c", "256", "--chunks", "4",
-                     "--no-special", "--reference", fixture("llama_outliers")})
+        nibble_json({"perplexity", folder / recipe, "-f", fixture("text/valid.txt"), "-c", "256", "--chunks",
+                     "4", "--no-special", "--reference", fixture("llama_outliers")})
             .at("kl_divergence");
   }
   EXPECT_LT(divergence["quik-8b"] * 10, divergence["quik-4b"]);
@@ -100,8 +104,8 @@ TEST_P(AwkwardSizes, EveryRecipeQuantizesAndRuns) {
     SCOPED_TRACE(recipe);
     for (const char* embedding_bits : {"16", "8", "4"}) {
       nibble_json({"quantize", folder / "model", "-o", folder / "out", "--recipe", recipe, "--calib-random",
-                   "--calib-sequences", "4", "--calib-length", "96", "--embedding-bits", embedding_bits, "--verify",
-                   "--force"});
+                   "--calib-sequences", "4", "--calib-length", "96", "--embedding-bits", embedding_bits,
+                   "--verify", "--force"});
     }
     const Json ran =
         nibble_json({"run", folder / "out", "-p", "Hello world", "-n", "4", "--temp", "0", "--ignore-eos"});
@@ -112,7 +116,8 @@ TEST_P(AwkwardSizes, EveryRecipeQuantizesAndRuns) {
 INSTANTIATE_TEST_SUITE_P(
     Sizes, AwkwardSizes,
     testing::Values(RandomModel{.hidden = 56, .intermediate = 136, .heads = 7, .kv_heads = 7, .head_dim = 8},
-                    RandomModel{.hidden = 88, .intermediate = 104, .heads = 2, .kv_heads = 1, .head_dim = 40}));
+                    RandomModel{
+                        .hidden = 88, .intermediate = 104, .heads = 2, .kv_heads = 1, .head_dim = 40}));
 
 TEST(Quantize, ThreadsDoNotChangeTheResult) {
   const TemporaryFolder folder;
@@ -150,12 +155,13 @@ TEST(Quantize, AnInterruptedRunIsResumedToTheSameResult) {
     // What is there is no model.
     EXPECT_EQ(nibble({"run", output.string() + ".partial", "-p", "x"}).code, 1);
     // Another run's blocks are not taken over.
-    const Result other =
-        nibble(quantize_arguments(output, "quik-4b", {"--calib-sequences", "32", "--resume", "--set", "damping=0.02"}));
+    const Result other = nibble(quantize_arguments(
+        output, "quik-4b", {"--calib-sequences", "32", "--resume", "--set", "damping=0.02"}));
     EXPECT_EQ(other.code, 1);
     EXPECT_NE(other.err.find("another recipe"), std::string::npos) << other.err;
 
-    const Json resumed = nibble_json(quantize_arguments(output, "quik-4b", {"--calib-sequences", "32", "--resume"}));
+    const Json resumed =
+        nibble_json(quantize_arguments(output, "quik-4b", {"--calib-sequences", "32", "--resume"}));
     EXPECT_GE(resumed.at("resumed_blocks"), 1);
     EXPECT_TRUE(weight_files(output) == weight_files(folder / "whole"));
     EXPECT_FALSE(fs::exists(output.string() + ".partial"));
@@ -183,11 +189,13 @@ TEST(Quantize, ExistingOutputIsReplacedOnlyWhenAsked) {
 TEST(Quantize, DryRunForecastsAndWritesNothing) {
   const TemporaryFolder folder;
   const fs::path output = folder / "out";
-  const Json forecast = nibble_json(quantize_arguments(output, "quik-4b", {"--dry-run", "--calib-sequences", "4"}));
+  const Json forecast =
+      nibble_json(quantize_arguments(output, "quik-4b", {"--dry-run", "--calib-sequences", "4"}));
   EXPECT_FALSE(fs::exists(output));
   EXPECT_FALSE(fs::exists(output.string() + ".partial"));
   const Json result = nibble_json(quantize_arguments(output, "quik-4b", {"--calib-sequences", "4"}));
-  EXPECT_NEAR(forecast.at("bits_per_weight").get<double>() / result.at("bits_per_weight").get<double>(), 1.0, 0.01);
+  EXPECT_NEAR(forecast.at("bits_per_weight").get<double>() / result.at("bits_per_weight").get<double>(), 1.0,
+              0.01);
   EXPECT_NEAR(forecast.at("output_bytes").get<double>() / result.at("output_bytes").get<double>(), 1.0, 0.03);
   EXPECT_GT(forecast.at("seconds"), 0.0);
 }
@@ -204,7 +212,8 @@ class QuantizeRefuses : public testing::TestWithParam<Refusal> {};
 TEST_P(QuantizeRefuses, WithOneMessage) {
   const TemporaryFolder folder;
   std::ofstream(folder / "short.txt") << "Too short to calibrate on.";
-  std::ofstream(folder / "recipe.json") << R"({"name": "mine", "defaults": {"format": "quik", "quantizer": "rtn"},
+  std::ofstream(folder / "recipe.json")
+      << R"({"name": "mine", "defaults": {"format": "quik", "quantizer": "rtn"},
       "overrides": [{"name": "*.q_prj", "settings": {"weight_bits": 8}}]})";
   const std::vector<int32_t> ids = {1, 2, 1024, 3};
   write_safetensors(folder / "beyond.safetensors", {{"input_ids", Tensor::copy_of<int32_t>({1, 4}, ids)}});
@@ -228,18 +237,38 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"NoModel", {"-o", "OUT"}, 2, "MODEL is missing"},
         Refusal{"NoOutput", {"MODEL"}, 2, "-o OUT is missing"},
         Refusal{"NoCalibration", {"MODEL", "-o", "OUT"}, 2, "needs calibration"},
-        Refusal{"TwoCalibrations", {"MODEL", "-o", "OUT", "--calib-random", "--calib", "@short.txt"}, 2, "exactly one"},
-        Refusal{"ShortText", {"MODEL", "-o", "OUT", "--calib", "@short.txt"}, 1, "too little calibration text"},
+        Refusal{"TwoCalibrations",
+                {"MODEL", "-o", "OUT", "--calib-random", "--calib", "@short.txt"},
+                2,
+                "exactly one"},
+        Refusal{
+            "ShortText", {"MODEL", "-o", "OUT", "--calib", "@short.txt"}, 1, "too little calibration text"},
         Refusal{"NoText", {"MODEL", "-o", "OUT", "--calib", "@absent.txt"}, 1, "absent.txt"},
-        Refusal{"IdsBeyondVocabulary", {"MODEL", "-o", "OUT", "--calib-ids", "@beyond.safetensors"}, 1, "1024"},
-        Refusal{"ZeroSequences", {"MODEL", "-o", "OUT", "--calib-random", "--calib-sequences", "0"}, 2, "at least 1"},
-        Refusal{"UnknownRecipe", {"MODEL", "-o", "OUT", "--recipe", "quik-5b", "--calib-random"}, 2, "quik-4b"},
+        Refusal{
+            "IdsBeyondVocabulary", {"MODEL", "-o", "OUT", "--calib-ids", "@beyond.safetensors"}, 1, "1024"},
+        Refusal{"ZeroSequences",
+                {"MODEL", "-o", "OUT", "--calib-random", "--calib-sequences", "0"},
+                2,
+                "at least 1"},
+        Refusal{
+            "UnknownRecipe", {"MODEL", "-o", "OUT", "--recipe", "quik-5b", "--calib-random"}, 2, "quik-4b"},
         Refusal{"PatternMatchesNothing", {"MODEL", "-o", "OUT", "--recipe", "@recipe.json"}, 1, "q_prj"},
-        Refusal{"UnknownField", {"MODEL", "-o", "OUT", "--calib-random", "--set", "wieght_bits=4"}, 2, "wieght_bits"},
-        Refusal{"ImpossibleValue", {"MODEL", "-o", "OUT", "--calib-random", "--set", "weight_bits=5"}, 2, "weight_bits"},
-        Refusal{"UnknownFormat", {"MODEL", "-o", "OUT", "--calib-random", "--set", "format=quick"}, 2, "quick"},
-        Refusal{"EmbeddingBits", {"MODEL", "-o", "OUT", "--calib-random", "--embedding-bits", "5"}, 2, "16, 8 or 4"},
-        Refusal{"NoSuchParent", {"MODEL", "-o", "/nonexistent/out", "--recipe", "rtn-w4a4"}, 1, "/nonexistent"},
+        Refusal{"UnknownField",
+                {"MODEL", "-o", "OUT", "--calib-random", "--set", "wieght_bits=4"},
+                2,
+                "wieght_bits"},
+        Refusal{"ImpossibleValue",
+                {"MODEL", "-o", "OUT", "--calib-random", "--set", "weight_bits=5"},
+                2,
+                "weight_bits"},
+        Refusal{
+            "UnknownFormat", {"MODEL", "-o", "OUT", "--calib-random", "--set", "format=quick"}, 2, "quick"},
+        Refusal{"EmbeddingBits",
+                {"MODEL", "-o", "OUT", "--calib-random", "--embedding-bits", "5"},
+                2,
+                "16, 8 or 4"},
+        Refusal{
+            "NoSuchParent", {"MODEL", "-o", "/nonexistent/out", "--recipe", "rtn-w4a4"}, 1, "/nonexistent"},
         Refusal{"NotWritable", {"MODEL", "-o", "/proc/out", "--recipe", "rtn-w4a4"}, 1, "/proc"}),
     [](const auto& test) { return std::string(test.param.name); });
 
@@ -251,8 +280,8 @@ TEST(Quantize, RefusesWeightsThatAreNotFinite) {
   };
   model.write(folder / "model");
   for (const char* recipe : {"rtn-w4a4", "quik-4b"}) {
-    const Result result = nibble({"quantize", folder / "model", "-o", folder / "out", "--recipe", recipe, "--calib-random",
-                                  "--calib-sequences", "2", "--calib-length", "64"});
+    const Result result = nibble({"quantize", folder / "model", "-o", folder / "out", "--recipe", recipe,
+                                  "--calib-random", "--calib-sequences", "2", "--calib-length", "64"});
     EXPECT_EQ(result.code, 1);
     EXPECT_NE(result.err.find("model.layers.1.mlp.up_proj"), std::string::npos) << result.err;
     EXPECT_FALSE(fs::exists(folder / "out"));
@@ -270,7 +299,8 @@ class BrokenFolder : public testing::Test {
     std::ofstream(output_ / "config.json") << config.dump();
   }
   void change_tensor(const std::string& name, const std::function<void(Tensor&)>& change) {
-    const fs::path path = output_ / read_json(output_ / "model.safetensors.index.json").at("weight_map").at(name);
+    const fs::path path =
+        output_ / read_json(output_ / "model.safetensors.index.json").at("weight_map").at(name);
     std::map<std::string, Tensor> owned;
     {
       const SafetensorsFile file = open_safetensors(path);
@@ -306,22 +336,25 @@ TEST_F(BrokenFolder, IsRefused) {
   change_config([&](Json& json) { json["quantization_config"]["linears"][linear_]["format"] = "quick"; });
   expect_refused("quick");
   restore();
-  change_config([&](Json& json) { json["quantization_config"]["linears"][linear_]["parameters"]["weight_bits"] = 3; });
+  change_config(
+      [&](Json& json) { json["quantization_config"]["linears"][linear_]["parameters"]["weight_bits"] = 3; });
   expect_refused(linear_);
   restore();
   change_config([&](Json& json) { json["quantization_config"]["linears"].erase(linear_); });
   expect_refused(linear_);
   restore();
 
-  change_tensor(linear_ + ".outlier_columns", [](Tensor& tensor) { tensor.mutable_data<int32_t>()[3] = 1 << 20; });
+  change_tensor(linear_ + ".outlier_columns",
+                [](Tensor& tensor) { tensor.mutable_data<int32_t>()[3] = 1 << 20; });
   expect_refused(linear_);
   change_tensor(linear_ + ".outlier_columns", [](Tensor& tensor) { tensor.mutable_data<int32_t>()[3] = -1; });
   expect_refused(linear_);
 }
 
 TEST_F(BrokenFolder, ScalesThatAreNotFinite) {
-  change_tensor(linear_ + ".scales",
-                [](Tensor& tensor) { tensor.mutable_data<float>()[0] = std::numeric_limits<float>::quiet_NaN(); });
+  change_tensor(linear_ + ".scales", [](Tensor& tensor) {
+    tensor.mutable_data<float>()[0] = std::numeric_limits<float>::quiet_NaN();
+  });
   expect_refused(linear_);
 }
 

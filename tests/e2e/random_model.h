@@ -20,7 +20,8 @@ struct RandomModel {
   // Changes a tensor before it is written (for weights that are not finite, and the like).
   std::function<void(const std::string& name, Tensor& tensor)> change;
 
-  // Writes config.json, model.safetensors (BF16) and the tokenizer of tiny/llama, whose vocabulary has 1024 tokens.
+  // Writes config.json, model.safetensors (BF16) and the tokenizer of tiny/llama, whose vocabulary has 1024
+  // tokens.
   void write(const std::filesystem::path& folder) const;
 };
 
@@ -30,20 +31,12 @@ inline void RandomModel::write(const std::filesystem::path& folder) const {
   for (const char* file : {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}) {
     std::filesystem::copy_file(fixture(std::string("tiny/llama/") + file), folder / file);
   }
-  const Json config = {{"model_type", "llama"},
-                       {"hidden_size", hidden},
-                       {"intermediate_size", intermediate},
-                       {"num_attention_heads", heads},
-                       {"num_key_value_heads", kv_heads},
-                       {"head_dim", head_dim},
-                       {"num_hidden_layers", layers},
-                       {"vocab_size", kVocabulary},
-                       {"max_position_embeddings", 512},
-                       {"rms_norm_eps", 1e-5},
-                       {"rope_theta", 10000.0},
-                       {"hidden_act", "silu"},
-                       {"tie_word_embeddings", false},
-                       {"torch_dtype", "bfloat16"}};
+  const Json config = {
+      {"model_type", "llama"},        {"hidden_size", hidden},           {"intermediate_size", intermediate},
+      {"num_attention_heads", heads}, {"num_key_value_heads", kv_heads}, {"head_dim", head_dim},
+      {"num_hidden_layers", layers},  {"vocab_size", kVocabulary},       {"max_position_embeddings", 512},
+      {"rms_norm_eps", 1e-5},         {"rope_theta", 10000.0},           {"hidden_act", "silu"},
+      {"tie_word_embeddings", false}, {"torch_dtype", "bfloat16"}};
   std::ofstream(folder / "config.json") << config.dump(2);
 
   uint64_t state = 0x243f6a8885a308d3u;

@@ -25,11 +25,11 @@ TEST(Half, F16RoundTripsEveryFinitePattern) {
 }
 
 TEST(Half, F16RoundsToNearestEven) {
-  EXPECT_EQ(float_to_f16(1.0f + 0x1p-11f), 0x3c00);           // tie, even below
-  EXPECT_EQ(float_to_f16(1.0f + 3 * 0x1p-11f), 0x3c02);       // tie, even above
+  EXPECT_EQ(float_to_f16(1.0f + 0x1p-11f), 0x3c00);      // tie, even below
+  EXPECT_EQ(float_to_f16(1.0f + 3 * 0x1p-11f), 0x3c02);  // tie, even above
   EXPECT_EQ(float_to_f16(65519.0f), 0x7bff);
-  EXPECT_EQ(float_to_f16(65520.0f), 0x7c00);                  // rounds to infinity
-  EXPECT_EQ(float_to_f16(0x1p-25f), 0x0000);                  // tie with zero
+  EXPECT_EQ(float_to_f16(65520.0f), 0x7c00);  // rounds to infinity
+  EXPECT_EQ(float_to_f16(0x1p-25f), 0x0000);  // tie with zero
   EXPECT_EQ(float_to_f16(1.5f * 0x1p-25f), 0x0001);
 }
 
@@ -71,7 +71,11 @@ TEST(ThreadPool, NestedLoopsAndExceptions) {
     });
   });
   EXPECT_EQ(total.load(), 32);
-  EXPECT_THROW(pool.parallel_for(16, [&](int64_t task, int) { if (task == 7) fail("task {}", task); }), Error);
+  EXPECT_THROW(pool.parallel_for(16,
+                                 [&](int64_t task, int) {
+                                   if (task == 7) fail("task {}", task);
+                                 }),
+               Error);
   pool.parallel_for(4, [&](int64_t, int) { total++; });  // still usable
   EXPECT_EQ(total.load(), 36);
 }

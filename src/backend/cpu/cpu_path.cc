@@ -68,11 +68,16 @@ std::string_view cpu_path_name(CpuPath path) noexcept {
 
 bool machine_has(CpuPath path) {
   switch (path) {
-    case CpuPath::kScalar: return true;
-    case CpuPath::kAvx2: return features().avx2;
-    case CpuPath::kAvxVnni: return features().avxvnni;
-    case CpuPath::kAvx512Vnni: return features().avx512vnni;
-    case CpuPath::kAmx: return features().amx;
+    case CpuPath::kScalar:
+      return true;
+    case CpuPath::kAvx2:
+      return features().avx2;
+    case CpuPath::kAvxVnni:
+      return features().avxvnni;
+    case CpuPath::kAvx512Vnni:
+      return features().avx512vnni;
+    case CpuPath::kAmx:
+      return features().amx;
   }
   return false;
 }

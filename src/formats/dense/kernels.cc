@@ -1,8 +1,9 @@
 // The dense product on each CPU path: the float GEMM of src/kernels, reading the canonical layout in place.
+#include "formats/dense/kernels.h"
+
 #include <vector>
 
 #include "base/error.h"
-#include "formats/dense/kernels.h"
 #include "kernels/gemm.h"
 
 namespace nibble {
@@ -58,8 +59,10 @@ std::unique_ptr<LinearOp> prepare(std::span<const PackedLinear* const> linears, 
 
 }  // namespace
 
-const LinearKernel kDenseAvx512 = {"dense-avx512", refusal<CpuPath::kAvx512Vnni>, prepare<CpuPath::kAvx512Vnni>};
+const LinearKernel kDenseAvx512 = {"dense-avx512", refusal<CpuPath::kAvx512Vnni>,
+                                   prepare<CpuPath::kAvx512Vnni>};
 const LinearKernel kDenseAvx2 = {"dense-avx2", refusal<CpuPath::kAvx2>, prepare<CpuPath::kAvx2>};
-const LinearKernel kDenseReference = {"dense-reference", refusal<CpuPath::kScalar>, prepare<CpuPath::kScalar>};
+const LinearKernel kDenseReference = {"dense-reference", refusal<CpuPath::kScalar>,
+                                      prepare<CpuPath::kScalar>};
 
 }  // namespace nibble
