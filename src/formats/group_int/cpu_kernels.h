@@ -18,6 +18,8 @@ inline constexpr int64_t kGroupIntDepth = 640;
 inline constexpr int64_t kGroupIntPanelRows = 8;
 
 struct GroupIntKernels {
+  // Tokens up to which gemv() is faster than gemm(), as measured on [1536, 576].
+  int64_t gemv_tokens;
   // Copies one token x [k] to out [k rounded up to units], padded with zeros, in the column order of decoded
   // units: for 4 bits, columns j and j + 8 of a unit side by side; else as they are.
   void (*arrange)(int bits, const float* x, int64_t k, float* out);

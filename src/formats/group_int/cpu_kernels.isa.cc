@@ -23,7 +23,8 @@ inline __m128 reduce_4(Vec a, Vec b, Vec c, Vec d) {
 }
 
 constexpr int kPanelRows = 8;
-constexpr int kGemvTokens = 4;
+constexpr int kGemvTokens = 4;  // per pass over the codes
+constexpr int64_t kGemvLimit = 16;
 
 inline void reduce_panel(const Vec* sums, float* out) {
   _mm_storeu_ps(out, reduce_4(sums[0], sums[1], sums[2], sums[3]));
@@ -40,7 +41,8 @@ inline __m128 reduce_4(Vec a, Vec b, Vec c, Vec d) {
 }
 
 constexpr int kPanelRows = 4;
-constexpr int kGemvTokens = 2;
+constexpr int kGemvTokens = 2;  // per pass over the codes
+constexpr int64_t kGemvLimit = 4;
 
 inline void reduce_panel(const Vec* sums, float* out) {
   _mm_storeu_ps(out, reduce_4(sums[0], sums[1], sums[2], sums[3]));
@@ -51,8 +53,9 @@ inline void reduce_panel(const Vec* sums, float* out) {
 static_assert(kPanelRows <= kGroupIntPanelRows);
 constexpr int kGemvRows = 4;
 constexpr int kTileTokens = 3;
-// Ahead of the rows in work; far enough for memory, near enough to stay in the first-level cache until used.
-constexpr int64_t kPrefetchBytes = 4096;
+// Codes are prefetched one block of rows ahead, which is what the next block reads first, and at least this
+// far.
+constexpr int64_t kPrefetchBytes = 2048;
 
 // A load that the compiler does not repeat as the memory operand of every use: the tile below would be bound
 // by loads.
@@ -73,7 +76,8 @@ void gemv_rows(const GroupIntLayout& layout, int64_t first, int64_t rows, const 
     row[r] = first + smaller(r, rows - 1);  // rows that are missing repeat the last one
     codes[r] = layout.codes + row[r] * layout.row_bytes;
   }
-  const uint8_t* ahead = codes[0] + kGemvRows * layout.row_bytes + kPrefetchBytes;
+  const int64_t block_bytes = kGemvRows * layout.row_bytes;
+  const uint8_t* ahead = codes[0] + (block_bytes > kPrefetchBytes ? block_bytes : kPrefetchBytes);
 
   Vec sums[kTokens][kGemvRows];
 #pragma GCC unroll 4
@@ -307,6 +311,7 @@ void gemm(const GroupIntLayout& layout, int64_t first, int64_t rows, const float
 }  // namespace
 
 extern const GroupIntKernels kGroupIntKernels;
-const GroupIntKernels kGroupIntKernels = {.arrange = arrange, .gemv = gemv, .gemm = gemm};
+const GroupIntKernels kGroupIntKernels = {
+    .gemv_tokens = kGemvLimit, .arrange = arrange, .gemv = gemv, .gemm = gemm};
 
 }  // namespace nibble::NIBBLE_ISA
