@@ -211,6 +211,12 @@ void print_report(const Checkpoint& checkpoint, const ModelSpec& spec, const Mod
                   "vocabulary {}, context {}\n",
                   spec.model_type, spec.layers, spec.hidden_size, spec.intermediate_size, spec.heads,
                   spec.kv_heads, spec.head_dim, spec.vocabulary, spec.context_length));
+  if (checkpoint.kind() == CheckpointKind::kNibble) {
+    const Json& quantization = checkpoint.config().at("quantization_config");
+    const Json recipe = quantization.value("recipe", Json::object());
+    write_output(format_text("recipe          {}\n",
+                             json_string(recipe, "name", "not named", checkpoint.path().string())));
+  }
   const double file_bytes = static_cast<double>(checkpoint.file_bytes());
   write_output(format_text("size            {} for {:.1f} M parameters, {:.3f} bits each\n",
                            format_bytes(file_bytes), report.parameters / 1e6,

@@ -14,8 +14,12 @@ std::unique_ptr<Engine> Engine::open(const std::filesystem::path& path, std::sha
     fail_usage("the context length is {}, expected at least 1, or 0 for the model's own", context_length);
   const double started = monotonic_seconds();
   std::unique_ptr<Engine> engine(new Engine(Checkpoint::open(path), std::move(pool)));
-  engine->context_length_ =
-      context_length > 0 ? context_length : read_model_spec(engine->checkpoint_).context_length;
+  const int64_t own_context = read_model_spec(engine->checkpoint_).context_length;
+  engine->context_length_ = context_length > 0 ? context_length : own_context;
+  if (context_length > own_context) {
+    log_warning("{}: a context of {} tokens was asked for, but the model was made for {}", path.string(),
+                context_length, own_context);
+  }
   engine->model_ =
       Model::load(engine->checkpoint_, *engine->pool_, {.context_length = engine->context_length_ + 1});
   engine->load_seconds_ = monotonic_seconds() - started;
