@@ -140,6 +140,7 @@ void AddedTokens::cut(std::string_view text, const Normalizers& normalizers, boo
     bool at_start = begin == 0;
     for (const auto& normalizer : normalizers) normalizer->apply(normalized, at_start);
     const uint32_t base = here();
+    check_text_size(pieces.text.size() + normalized.size());
     pieces.text += normalized;
     scan(normalized_, normalized, parse_special, [&](size_t first, size_t last, int32_t found) {
       pieces.list.push_back({base + static_cast<uint32_t>(first), base + static_cast<uint32_t>(last), found,

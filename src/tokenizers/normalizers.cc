@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "tokenizers/description.h"
+#include "tokenizers/pieces.h"
 #include "tokenizers/regex.h"
 #include "tokenizers/unicode.h"
 
@@ -35,6 +36,7 @@ class ReplaceString : public Normalizer {
     for (; found != std::string::npos; found = text.find(pattern_, from)) {
       out.append(text, from, found - from);
       out += content_;
+      check_text_size(out.size());
       from = found + pattern_.size();
     }
     out.append(text, from, std::string::npos);
@@ -57,6 +59,7 @@ class ReplaceRegex : public Normalizer {
       if (begin == 0 && end > 0 && content_.empty()) at_start = false;
       out.append(text, from, begin - from);
       out += content_;
+      check_text_size(out.size());
       from = end;
     }
     out.append(text, from, std::string::npos);

@@ -2,8 +2,12 @@
 
 #include <algorithm>
 
+#include "base/error.h"
+
 namespace nibble {
 namespace {
+
+constexpr size_t kMaxWorkingText = size_t{1} << 30;
 
 // Joins each match to its neighbour on the left of the order given: consecutive matches stay apart, as in
 // `tokenizers`.
@@ -23,6 +27,12 @@ std::vector<Segment> merge_matches(Iterator first, Iterator last, Join join) {
 }
 
 }  // namespace
+
+void check_text_size(size_t bytes) {
+  if (bytes > kMaxWorkingText) {
+    fail("the tokenizer's normalizers make the text longer than {} bytes", kMaxWorkingText);
+  }
+}
 
 void apply_behavior(SplitBehavior behavior, std::vector<Segment>& segments) {
   switch (behavior) {

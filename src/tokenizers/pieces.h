@@ -23,6 +23,9 @@ struct Pieces {
   }
 };
 
+// Offsets are 32-bit: throws Error when a broken tokenizer makes a text grow beyond what they reach.
+void check_text_size(size_t bytes);
+
 // A stretch of a piece that a pattern matched, or that lies between matches.
 struct Segment {
   uint32_t begin, end;
@@ -67,6 +70,7 @@ void rewrite_pieces(Pieces& pieces, Rewrite&& rewrite) {
   for (Piece& piece : pieces.list) {
     const auto begin = static_cast<uint32_t>(text.size());
     if (piece.token < 0) rewrite(pieces.view(piece), piece, text);
+    check_text_size(text.size());
     piece.begin = begin;
     piece.end = static_cast<uint32_t>(text.size());
   }

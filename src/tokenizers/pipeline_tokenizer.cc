@@ -1,5 +1,6 @@
 #include "tokenizers/pipeline_tokenizer.h"
 
+#include <algorithm>
 #include <unordered_map>
 #include <utility>
 
@@ -34,8 +35,10 @@ class WordCache {
       return;
     }
     const auto [begin, count] = found->second;
-    ids_.reserve(ids_.size() + count);  // so that copying from itself is safe
-    for (size_t i = 0; i < count; ++i) ids_.push_back(ids_[begin + i]);
+    const size_t end = ids_.size();
+    ids_.resize(end + count);  // grows by doubling, which reserve() would not
+    std::copy_n(ids_.begin() + static_cast<ptrdiff_t>(begin), count,
+                ids_.begin() + static_cast<ptrdiff_t>(end));
   }
 
  private:

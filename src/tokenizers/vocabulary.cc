@@ -89,7 +89,6 @@ void PairTable::grow(size_t slots) {
   if (slots <= slots_.size()) return;
   std::vector<Slot> old(slots);
   old.swap(slots_);
-  shift_ = 64 - std::countr_zero(slots);
   for (const Slot& slot : old) {
     if (slot.merge.id < 0) continue;
     size_t i = index_of(slot.key);

@@ -76,13 +76,15 @@ class PairTable {
   static uint64_t key_of(int32_t left, int32_t right) noexcept {
     return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
   }
+  // Ids come in regular patterns, which a single multiplication would map to a few crowded places.
   size_t index_of(uint64_t key) const noexcept {
-    return static_cast<size_t>(key * 0x9E3779B97F4A7C15u >> shift_);
+    key = (key ^ key >> 32) * 0xD6E8FEB86659FD93u;
+    key = (key ^ key >> 32) * 0xD6E8FEB86659FD93u;
+    return static_cast<size_t>(key ^ key >> 32) & (slots_.size() - 1);
   }
   void grow(size_t slots);
   std::vector<Slot> slots_;  // a power of two, at most half full
   size_t used_ = 0;
-  int shift_ = 63;  // 64 - log2(slots)
 };
 
 }  // namespace nibble

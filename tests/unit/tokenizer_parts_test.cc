@@ -1,5 +1,6 @@
 // The parts of tokenizer.json one by one. What is expected was checked against `tokenizers` 0.23.
 #include "base/error.h"
+#include "base/log.h"
 #include "tokenizer_testing.h"
 
 namespace nibble {
@@ -261,6 +262,24 @@ TEST(Bpe, LongWordsAreNotQuadratic) {
   EXPECT_EQ(llama->decode(encode_plain(*llama, mixed)), mixed);
   const std::string spaces(kLength, ' ');
   EXPECT_EQ(llama->decode(encode_plain(*llama, spaces)), spaces);
+}
+
+// A megabyte takes well under a tenth of a second; the bound leaves room for sanitizers and busy machines,
+// not for anything that is worse than linear.
+TEST(Encode, IsLinearInLongTexts) {
+  const std::string book = read_fixture("text/valid.txt");
+  std::string text, letters;
+  while (text.size() < 4'000'000) text += book;
+  for (int i = 0; i < 2'000'000; ++i) letters += i % 2 == 0 ? static_cast<char>('a' + i % 26) : ' ';
+  for (const char* folder : {"tiny/llama", "tiny/qwen2"}) {
+    const auto tokenizer = Tokenizer::open(std::filesystem::path(NIBBLE_TEST_DATA) / folder);
+    for (const std::string* input : {&text, &letters}) {
+      const double started = monotonic_seconds();
+      const std::vector<int32_t> ids = encode_plain(*tokenizer, *input);
+      EXPECT_LT(monotonic_seconds() - started, 15.0);
+      EXPECT_EQ(tokenizer->decode(ids), *input);
+    }
+  }
 }
 
 TEST(PostProcessors, PutTokensAround) {

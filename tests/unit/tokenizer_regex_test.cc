@@ -89,7 +89,7 @@ TEST(Regex, EndsWhereBacktrackingExplodes) {
 }
 
 TEST(Regex, MatchesLongText) {
-  const std::string text(3'000'000, 'a');
+  const std::string text(1'000'000, 'a');
   EXPECT_EQ(matches("(?:a|b)+", text).size(), 1u);
   EXPECT_EQ(matches(R"([^\r\n\p{L}\p{N}]?\p{L}+)", text).size(), 1u);
   const std::string spaces(1'000'000, ' ');
