@@ -9,29 +9,30 @@
 namespace nibble {
 namespace {
 
-// Query rows (tokens * heads of a group) of one block: large enough that converting a tile of keys costs little beside its
-// products, small enough for the scores to stay in the second-level cache.
+// Query rows (tokens * heads of a group) of one block: large enough that converting a tile of keys costs
+// little beside its products, small enough for the scores to stay in the second-level cache.
 constexpr int64_t kBlockRows = 192;
 // Keys that one task of a single token reads.
 constexpr int64_t kPartKeys = 256;
 
-void attend_block(const FloatKernels& kernels, const AttentionShape& shape, const AttentionSpan& span, int64_t kv_head,
-                  int64_t first, int64_t tokens, float* scratch) {
+void attend_block(const FloatKernels& kernels, const AttentionShape& shape, const AttentionSpan& span,
+                  int64_t kv_head, int64_t first, int64_t tokens, float* scratch) {
   const int64_t group = shape.heads / shape.kv_heads;
-  kernels.attention_block({.query = span.query + first * shape.query_stride + kv_head * group * shape.head_dim,
-                           .query_stride = shape.query_stride,
-                           .out = span.out + first * shape.out_stride + kv_head * group * shape.head_dim,
-                           .out_stride = shape.out_stride,
-                           .head_dim = shape.head_dim,
-                           .group = group,
-                           .tokens = tokens,
-                           .first_position = span.first_position + first,
-                           .window = shape.window,
-                           .scale = shape.scale,
-                           .type = span.type,
-                           .key_tiles = span.key_tiles + kv_head * span.tiles,
-                           .value_tiles = span.value_tiles + kv_head * span.tiles,
-                           .scratch = scratch});
+  kernels.attention_block(
+      {.query = span.query + first * shape.query_stride + kv_head * group * shape.head_dim,
+       .query_stride = shape.query_stride,
+       .out = span.out + first * shape.out_stride + kv_head * group * shape.head_dim,
+       .out_stride = shape.out_stride,
+       .head_dim = shape.head_dim,
+       .group = group,
+       .tokens = tokens,
+       .first_position = span.first_position + first,
+       .window = shape.window,
+       .scale = shape.scale,
+       .type = span.type,
+       .key_tiles = span.key_tiles + kv_head * span.tiles,
+       .value_tiles = span.value_tiles + kv_head * span.tiles,
+       .scratch = scratch});
 }
 
 // One part of the keys of a span of one token.
@@ -140,7 +141,8 @@ void attention(const FloatKernels& kernels, const AttentionShape& shape, std::sp
   float* memory = scratch.take<float>(static_cast<size_t>(pool.size() * floats));
   pool.parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t task, int thread) {
     const Block& block = blocks[static_cast<size_t>(task)];
-    attend_block(kernels, shape, *block.span, block.kv_head, block.first, block.tokens, memory + thread * floats);
+    attend_block(kernels, shape, *block.span, block.kv_head, block.first, block.tokens,
+                 memory + thread * floats);
   });
 }
 

@@ -13,12 +13,13 @@ namespace nibble {
 
 // Consecutive tokens of one sequence whose keys and values are in the cache already.
 struct AttentionSpan {
-  const float* query = nullptr;  // first token, head 0: token t at query + t * query_stride, heads side by side
-  float* out = nullptr;          // the same with out_stride
+  const float* query =
+      nullptr;           // first token, head 0: token t at query + t * query_stride, heads side by side
+  float* out = nullptr;  // the same with out_stride
   int64_t tokens = 0;
   int64_t first_position = 0;
-  // Keys and values of KV head h at positions [i * kKeyTile, ...): key_tiles[h * tiles + i], [kKeyTile, head_dim] of `type`,
-  // F32 or F16.
+  // Keys and values of KV head h at positions [i * kKeyTile, ...): key_tiles[h * tiles + i], [kKeyTile,
+  // head_dim] of `type`, F32 or F16.
   WeightType type = WeightType::kF16;
   const void* const* key_tiles = nullptr;
   const void* const* value_tiles = nullptr;
@@ -32,8 +33,9 @@ struct AttentionShape {
   int64_t query_stride = 0, out_stride = 0;
 };
 
-// out[t, h] = sum_j softmax_j(scale * q[t, h] . k[j]) v[j] over the positions j that token t sees. Each output depends on
-// the position, the keys and values and (in rounding only) on whether its span has one token, never on threads.
+// out[t, h] = sum_j softmax_j(scale * q[t, h] . k[j]) v[j] over the positions j that token t sees. Each
+// output depends on the position, the keys and values and (in rounding only) on whether its span has one
+// token, never on threads.
 void attention(const FloatKernels& kernels, const AttentionShape& shape, std::span<const AttentionSpan> spans,
                Scratch& scratch, ThreadPool& pool);
 

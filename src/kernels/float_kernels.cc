@@ -15,10 +15,14 @@ extern const FloatKernels kFloatKernels;
 const FloatKernels* float_kernels_for(CpuPath path) {
   if (!cpu_path_enabled(path)) return nullptr;
   switch (path) {
-    case CpuPath::kScalar: return &scalar::kFloatKernels;
-    case CpuPath::kAvx2: return &avx2::kFloatKernels;
-    case CpuPath::kAvx512Vnni: return &avx512vnni::kFloatKernels;
-    default: return nullptr;
+    case CpuPath::kScalar:
+      return &scalar::kFloatKernels;
+    case CpuPath::kAvx2:
+      return &avx2::kFloatKernels;
+    case CpuPath::kAvx512Vnni:
+      return &avx512vnni::kFloatKernels;
+    default:
+      return nullptr;
   }
 }
 

@@ -1,8 +1,8 @@
 // Float bricks shared by formats and models, one table of functions per instruction set.
 //
-// The functions are single-threaded pieces without allocation; parallel loops over them live with their callers (gemm.h,
-// attention.h). Each output element is computed by a sequence of operations that does not depend on how the work was cut
-// into pieces, so results are the same for any number of threads.
+// The functions are single-threaded pieces without allocation; parallel loops over them live with their
+// callers (gemm.h, attention.h). Each output element is computed by a sequence of operations that does not
+// depend on how the work was cut into pieces, so results are the same for any number of threads.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,9 @@ namespace nibble {
 
 enum class WeightType { kF32, kF16, kBF16 };
 
-// Depth of one block of the GEMM: a panel of that depth and the packed rows of two tiles fit the first-level cache. And the
-// row stride within a packed block: an odd number of cache lines, so that its rows do not fall into the same cache sets.
+// Depth of one block of the GEMM: a panel of that depth and the packed rows of two tiles fit the first-level
+// cache. And the row stride within a packed block: an odd number of cache lines, so that its rows do not fall
+// into the same cache sets.
 inline constexpr int64_t kGemmDepth = 192;
 inline constexpr int64_t kGemmRowStride = kGemmDepth + 16;
 // Tokens for which gemv() beats packing a panel.
@@ -24,9 +25,9 @@ inline constexpr int64_t kKeyTile = 64;
 
 // One panel of weights times packed rows, over one block of the depth.
 struct GemmPanel {
-  const float* packed;    // row blocks [gemm_rows][kGemmRowStride], one behind the other
+  const float* packed;  // row blocks [gemm_rows][kGemmRowStride], one behind the other
   int64_t rows;
-  int64_t depth;          // <= kGemmDepth
+  int64_t depth;  // <= kGemmDepth
   WeightType type;
   const void* weight;     // element (first row of the panel, first depth) of the matrix
   int64_t weight_stride;  // elements between rows
@@ -35,15 +36,17 @@ struct GemmPanel {
   const float* bias;      // [columns] or nullptr
   float* y;
   int64_t y_stride;
-  float* panel;           // scratch, kGemmDepth * gemm_columns floats, 64-byte aligned
-  const void* next;       // the weight of the next call, fetched meanwhile, or nullptr; of as many rows and columns
+  float* panel;  // scratch, kGemmDepth * gemm_columns floats, 64-byte aligned
+  const void*
+      next;  // the weight of the next call, fetched meanwhile, or nullptr; of as many rows and columns
 };
 
-// One query block of one KV head against the keys before it. Row r of the block is token r / group, head r % group.
+// One query block of one KV head against the keys before it. Row r of the block is token r / group, head r %
+// group.
 struct AttentionBlock {
-  const float* query;      // token t, head h of the group at query + t * query_stride + h * head_dim
+  const float* query;  // token t, head h of the group at query + t * query_stride + h * head_dim
   int64_t query_stride;
-  float* out;              // the same layout
+  float* out;  // the same layout
   int64_t out_stride;
   int64_t head_dim;
   int64_t group;           // query heads that share the KV head
@@ -55,11 +58,12 @@ struct AttentionBlock {
   WeightType type;
   const void* const* key_tiles;
   const void* const* value_tiles;
-  float* scratch;          // attention_scratch(tokens * group, head_dim) floats
+  float* scratch;  // attention_scratch(tokens * group, head_dim) floats
 };
 
-// A part of the keys for one token: what AttentionBlock says with tokens = 1, restricted to positions [begin, end).
-// Writes for each head of the group the largest score, the sum of exponentials relative to it, and the weighted values.
+// A part of the keys for one token: what AttentionBlock says with tokens = 1, restricted to positions [begin,
+// end). Writes for each head of the group the largest score, the sum of exponentials relative to it, and the
+// weighted values.
 struct AttentionPart {
   const float* query;
   int64_t head_dim, group;
@@ -89,7 +93,8 @@ struct FloatKernels {
   // out = x / sqrt(mean(x^2) + epsilon) * weight, over one row. out may be x.
   void (*rms_norm)(const float* x, const float* weight, int64_t size, float epsilon, float* out);
   // out = (x - mean) / sqrt(variance + epsilon) * weight + bias (nullptr: none), over one row. out may be x.
-  void (*layer_norm)(const float* x, const float* weight, const float* bias, int64_t size, float epsilon, float* out);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, int64_t size, float epsilon,
+                     float* out);
   // Rotates one head in place: pairs (i, i + half) or, interleaved, (2i, 2i + 1), for i in [0, half).
   void (*rope)(float* head, const float* cosines, const float* sines, int64_t half, bool interleaved);
   // out = silu(gate) * up; out may be either.
@@ -102,12 +107,13 @@ struct FloatKernels {
   // GEMM: y [rows, columns] = x W^T + bias with W row-major [columns, k] of `type`.
   int64_t gemm_rows;     // rows of one tile
   int64_t gemm_columns;  // columns of one panel
-  // Packs one row block: at most gemm_rows rows of x, `stride` apart, `depth` columns of them; missing rows are 0.
+  // Packs one row block: at most gemm_rows rows of x, `stride` apart, `depth` columns of them; missing rows
+  // are 0.
   void (*gemm_pack_rows)(const float* x, int64_t rows, int64_t stride, int64_t depth, float* packed);
   void (*gemm_panel)(const GemmPanel& panel);
   // The same for at most kGemvTokens tokens, without packing; any number of columns.
-  void (*gemv)(const float* x, int64_t tokens, int64_t k, WeightType type, const void* weight, int64_t columns,
-               const float* bias, float* y, int64_t y_stride);
+  void (*gemv)(const float* x, int64_t tokens, int64_t k, WeightType type, const void* weight,
+               int64_t columns, const float* bias, float* y, int64_t y_stride);
 
   int64_t (*attention_scratch)(int64_t rows, int64_t head_dim);
   void (*attention_block)(const AttentionBlock& block);

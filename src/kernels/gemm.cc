@@ -17,7 +17,8 @@ const void* element_of(const GemmWeight& weight, int64_t index) {
   return static_cast<const char*>(weight.data) + static_cast<size_t>(index) * element_size(weight.type);
 }
 
-// Cuts [0, n) of every weight into pieces of `columns` and calls body(weight, first, count) for piece `index`.
+// Cuts [0, n) of every weight into pieces of `columns` and calls body(weight, first, count) for piece
+// `index`.
 template <typename Body>
 void visit_piece(std::span<const GemmWeight> weights, int64_t columns, int64_t index, Body&& body) {
   for (const GemmWeight& weight : weights) {
@@ -40,25 +41,29 @@ int64_t count_pieces(std::span<const GemmWeight> weights, int64_t columns) {
 void small_gemm(const FloatKernels& kernels, const float* x, int64_t tokens, int64_t k,
                 std::span<const GemmWeight> weights, float* y, int64_t y_stride, ThreadPool& pool) {
   // Pieces of about 128 KiB: enough to hide a hand-over, small enough to balance.
-  const int64_t columns = std::clamp<int64_t>((int64_t{32} << 10) / std::max<int64_t>(k, 1) / 16 * 16, 16, 1024);
+  const int64_t columns =
+      std::clamp<int64_t>((int64_t{32} << 10) / std::max<int64_t>(k, 1) / 16 * 16, 16, 1024);
   pool.parallel_for(count_pieces(weights, columns), [&](int64_t piece, int) {
     visit_piece(weights, columns, piece, [&](const GemmWeight& weight, int64_t first, int64_t count) {
       kernels.gemv(x, tokens, k, weight.type, element_of(weight, first * k), count,
-                   weight.bias == nullptr ? nullptr : weight.bias + first, y + weight.column + first, y_stride);
+                   weight.bias == nullptr ? nullptr : weight.bias + first, y + weight.column + first,
+                   y_stride);
     });
   });
 }
 
 }  // namespace
 
-void gemm(const FloatKernels& kernels, const float* x, int64_t tokens, int64_t k, std::span<const GemmWeight> weights,
-          float* y, int64_t y_stride, Scratch& scratch, ThreadPool& pool) {
+void gemm(const FloatKernels& kernels, const float* x, int64_t tokens, int64_t k,
+          std::span<const GemmWeight> weights, float* y, int64_t y_stride, Scratch& scratch,
+          ThreadPool& pool) {
   if (tokens <= 0) return;
   if (tokens <= kGemvTokens) return small_gemm(kernels, x, tokens, k, weights, y, y_stride, pool);
 
   const Scratch::Frame frame(scratch);
   const int64_t tile_rows = kernels.gemm_rows, columns = kernels.gemm_columns;
-  const int64_t row_blocks = (tokens + tile_rows - 1) / tile_rows, depth_blocks = (k + kGemmDepth - 1) / kGemmDepth;
+  const int64_t row_blocks = (tokens + tile_rows - 1) / tile_rows,
+                depth_blocks = (k + kGemmDepth - 1) / kGemmDepth;
   // Packed as [depth block][row block][tile_rows][kGemmRowStride].
   const int64_t block_floats = tile_rows * kGemmRowStride;
   float* packed = scratch.take<float>(static_cast<size_t>(row_blocks * depth_blocks * block_floats));
@@ -66,14 +71,15 @@ void gemm(const FloatKernels& kernels, const float* x, int64_t tokens, int64_t k
     const int64_t row = block * tile_rows;
     for (int64_t depth = 0; depth < depth_blocks; ++depth) {
       const int64_t first = depth * kGemmDepth;
-      kernels.gemm_pack_rows(x + row * k + first, std::min(tile_rows, tokens - row), k, std::min(kGemmDepth, k - first),
+      kernels.gemm_pack_rows(x + row * k + first, std::min(tile_rows, tokens - row), k,
+                             std::min(kGemmDepth, k - first),
                              packed + (depth * row_blocks + block) * block_floats);
     }
   });
 
-  // A task is some panels times a chunk of rows that fits the second-level cache, one depth block after the other: the
-  // chunk's block is read once per panel from there, the panel is converted once per chunk. Every element's sum is the same
-  // however the work is cut.
+  // A task is some panels times a chunk of rows that fits the second-level cache, one depth block after the
+  // other: the chunk's block is read once per panel from there, the panel is converted once per chunk. Every
+  // element's sum is the same however the work is cut.
   const int64_t chunks = (row_blocks + kChunkRows / tile_rows - 1) / (kChunkRows / tile_rows);
   const int64_t chunk_blocks = (row_blocks + chunks - 1) / chunks;
   const int64_t pieces = count_pieces(weights, columns);
@@ -82,7 +88,8 @@ void gemm(const FloatKernels& kernels, const float* x, int64_t tokens, int64_t k
   const int64_t panel_floats = kGemmDepth * columns;
   float* panels = scratch.take<float>(static_cast<size_t>(pool.size() * panel_floats));
   // The weight that the panel after this one will read, when it is as large as this one.
-  const auto next_panel = [&](const GemmWeight& weight, int64_t first, int64_t count, int64_t offset) -> const void* {
+  const auto next_panel = [&](const GemmWeight& weight, int64_t first, int64_t count,
+                              int64_t offset) -> const void* {
     if (first + 2 * count <= weight.n) return element_of(weight, (first + count) * k + offset);
     return nullptr;
   };

@@ -19,10 +19,11 @@ struct GemmWeight {
   int64_t column = 0;
 };
 
-// y[t, w.column + j] = sum_i x[t, i] * w[j, i] + w.bias[j] for every weight w; x [tokens, k] with row stride k, y with row
-// stride y_stride. All weights have k columns. Sums are float32 multiply-adds; the order of each sum depends only on
-// whether tokens <= kGemvTokens.
-void gemm(const FloatKernels& kernels, const float* x, int64_t tokens, int64_t k, std::span<const GemmWeight> weights,
-          float* y, int64_t y_stride, Scratch& scratch, ThreadPool& pool);
+// y[t, w.column + j] = sum_i x[t, i] * w[j, i] + w.bias[j] for every weight w; x [tokens, k] with row stride
+// k, y with row stride y_stride. All weights have k columns. Sums are float32 multiply-adds; the order of
+// each sum depends only on whether tokens <= kGemvTokens.
+void gemm(const FloatKernels& kernels, const float* x, int64_t tokens, int64_t k,
+          std::span<const GemmWeight> weights, float* y, int64_t y_stride, Scratch& scratch,
+          ThreadPool& pool);
 
 }  // namespace nibble

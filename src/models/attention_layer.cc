@@ -20,13 +20,14 @@ class AttentionLayer final : public SubLayer {
         rope_(std::move(rope)),
         groups_{parts_.query_key_value.get(), parts_.output.get()},
         kernels_(float_kernels()) {
-    shape_ = {.heads = spec.heads,
-              .kv_heads = spec.kv_heads,
-              .head_dim = spec.head_dim,
-              .window = spec.sliding_window.empty() ? 0 : spec.sliding_window.at(static_cast<size_t>(parts_.layer)),
-              .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec.head_dim))),
-              .query_stride = spec.query_size() + 2 * spec.kv_size(),
-              .out_stride = spec.query_size()};
+    shape_ = {
+        .heads = spec.heads,
+        .kv_heads = spec.kv_heads,
+        .head_dim = spec.head_dim,
+        .window = spec.sliding_window.empty() ? 0 : spec.sliding_window.at(static_cast<size_t>(parts_.layer)),
+        .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec.head_dim))),
+        .query_stride = spec.query_size() + 2 * spec.kv_size(),
+        .out_stride = spec.query_size()};
   }
 
   std::span<LinearGroup* const> groups() override { return groups_; }
@@ -80,7 +81,8 @@ class AttentionLayer final : public SubLayer {
       const Piece& piece = pieces[static_cast<size_t>(task)];
       float* first_row = qkv + (piece.span->first_row + piece.first) * shape_.query_stride;
       const int64_t first_position = piece.span->first_position + piece.first;
-      for (int64_t t = 0; t < piece.count; ++t) rotate_token(first_row + t * shape_.query_stride, first_position + t);
+      for (int64_t t = 0; t < piece.count; ++t)
+        rotate_token(first_row + t * shape_.query_stride, first_position + t);
       const float* keys = first_row + spec_.query_size();
       piece.span->cache->write(parts_.layer, first_position, piece.count, keys, keys + spec_.kv_size(),
                                shape_.query_stride);
@@ -96,7 +98,8 @@ class AttentionLayer final : public SubLayer {
         kernels_.rms_norm(values, norm.weight.data<float>(), spec_.head_dim, epsilon, values);
       }
       if (spec_.rope.enabled) {
-        kernels_.rope(values, rope_->cosines(position), rope_->sines(position), rope_->half(), spec_.rope.interleaved);
+        kernels_.rope(values, rope_->cosines(position), rope_->sines(position), rope_->half(),
+                      spec_.rope.interleaved);
       }
     }
   }
@@ -142,8 +145,8 @@ std::unique_ptr<SubLayer> make_attention_layer(const ModelSpec& spec, AttentionP
   return std::make_unique<AttentionLayer>(spec, std::move(parts), std::move(rope));
 }
 
-void apply_norm(const ModelSpec& spec, const NormWeights& norm, const float* x, int64_t tokens, int64_t size, float* out,
-                ThreadPool& pool) {
+void apply_norm(const ModelSpec& spec, const NormWeights& norm, const float* x, int64_t tokens, int64_t size,
+                float* out, ThreadPool& pool) {
   const FloatKernels& kernels = float_kernels();
   const float* weight = norm.weight.data<float>();
   const float* bias = norm.bias.defined() ? norm.bias.data<float>() : nullptr;

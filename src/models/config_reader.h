@@ -17,8 +17,8 @@ inline constexpr int64_t kMaxVocabulary = int64_t{1} << 24;
 inline constexpr int64_t kMaxContext = int64_t{1} << 26;
 
 // config[key] within [low, high], or Error naming file, key, value and range.
-int64_t config_int(const Json& config, const std::string& key, std::optional<int64_t> otherwise, int64_t low, int64_t high,
-                   const std::string& source);
+int64_t config_int(const Json& config, const std::string& key, std::optional<int64_t> otherwise, int64_t low,
+                   int64_t high, const std::string& source);
 double config_positive(const Json& config, const std::string& key, std::optional<double> otherwise,
                        const std::string& source);
 
@@ -30,7 +30,8 @@ void read_rope(const Json& config, ModelSpec* spec, const std::string& source);
 void read_sliding_window(const Json& config, int64_t window, int64_t first_layer, ModelSpec* spec,
                          const std::string& source);
 // bos_token_id and eos_token_id, generation_config first.
-void read_token_ids(const Json& config, const Json& generation_config, ModelSpec* spec, const std::string& source);
+void read_token_ids(const Json& config, const Json& generation_config, ModelSpec* spec,
+                    const std::string& source);
 // Error unless config[key] (default "silu") names SiLU.
 void require_silu(const Json& config, const std::string& key, const std::string& source);
 

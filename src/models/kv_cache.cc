@@ -10,8 +10,8 @@
 namespace nibble {
 namespace {
 
-// [layers, keys and values, kv_heads, capacity, head_dim] in one anonymous mapping: pages cost memory once they are written,
-// so a large capacity is cheap until it is used.
+// [layers, keys and values, kv_heads, capacity, head_dim] in one anonymous mapping: pages cost memory once
+// they are written, so a large capacity is cheap until it is used.
 class ContiguousCache final : public SequenceCache {
  public:
   ContiguousCache(int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t capacity, CacheType type)
@@ -31,7 +31,8 @@ class ContiguousCache final : public SequenceCache {
     bytes_ = static_cast<size_t>(bytes);
     void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
-      fail("out of memory: a key-value cache for {} positions needs {}", capacity, format_bytes(static_cast<double>(bytes_)));
+      fail("out of memory: a key-value cache for {} positions needs {}", capacity,
+           format_bytes(static_cast<double>(bytes_)));
     }
     data_ = static_cast<char*>(memory);
   }
@@ -58,7 +59,8 @@ class ContiguousCache final : public SequenceCache {
     }
   }
 
-  void tiles(int64_t layer, int64_t kv_head, int64_t count, const void** keys, const void** values) const override {
+  void tiles(int64_t layer, int64_t kv_head, int64_t count, const void** keys,
+             const void** values) const override {
     NIBBLE_CHECK(layer >= 0 && layer < layers_ && kv_head >= 0 && kv_head < kv_heads_);
     NIBBLE_CHECK(count >= 0 && count * kKeyTile <= stride_);
     for (int64_t i = 0; i < count; ++i) {

@@ -1,5 +1,5 @@
-// Keys and values of one sequence. Attention reads them tile by tile through this interface, so that a paged cache can
-// take the place of the contiguous one without a change to the model.
+// Keys and values of one sequence. Attention reads them tile by tile through this interface, so that a paged
+// cache can take the place of the contiguous one without a change to the model.
 #pragma once
 
 #include <cstddef>
@@ -10,30 +10,32 @@
 
 namespace nibble {
 
-// F32 keeps logits within float rounding of the definition: for evaluation and calibration. F16 halves memory and traffic and
-// costs about 1e-3 of the logits' standard deviation: for generating.
+// F32 keeps logits within float rounding of the definition: for evaluation and calibration. F16 halves memory
+// and traffic and costs about 1e-3 of the logits' standard deviation: for generating.
 enum class CacheType { kF32, kF16 };
 
 class SequenceCache {
  public:
   virtual ~SequenceCache() = default;
-  virtual int64_t capacity() const = 0;  // positions
-  virtual int64_t length() const = 0;    // positions filled in every layer
+  virtual int64_t capacity() const = 0;            // positions
+  virtual int64_t length() const = 0;              // positions filled in every layer
   virtual void set_length(int64_t positions) = 0;  // truncates, or publishes what all layers have appended
 
-  // Writes positions [first, first + count) of `layer`, rounded to the cache's type: rows of keys and values, kv_heads * head_dim floats
-  // each, row stride `stride`. Threads may write disjoint positions at the same time.
+  // Writes positions [first, first + count) of `layer`, rounded to the cache's type: rows of keys and values,
+  // kv_heads * head_dim floats each, row stride `stride`. Threads may write disjoint positions at the same
+  // time.
   virtual void write(int64_t layer, int64_t first, int64_t count, const float* keys, const float* values,
                      int64_t stride) = 0;
-  // For each i in [0, count): where positions [i * kKeyTile, (i + 1) * kKeyTile) of one head are, [kKeyTile, head_dim] of
-  // type() each. Only what was written may be read.
-  virtual void tiles(int64_t layer, int64_t kv_head, int64_t count, const void** keys, const void** values) const = 0;
+  // For each i in [0, count): where positions [i * kKeyTile, (i + 1) * kKeyTile) of one head are, [kKeyTile,
+  // head_dim] of type() each. Only what was written may be read.
+  virtual void tiles(int64_t layer, int64_t kv_head, int64_t count, const void** keys,
+                     const void** values) const = 0;
   virtual WeightType type() const = 0;  // kF32 or kF16
   virtual size_t bytes() const = 0;
 };
 
 // Throws Error when the memory cannot be had.
-std::unique_ptr<SequenceCache> make_contiguous_cache(int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t capacity,
-                                                     CacheType type);
+std::unique_ptr<SequenceCache> make_contiguous_cache(int64_t layers, int64_t kv_heads, int64_t head_dim,
+                                                     int64_t capacity, CacheType type);
 
 }  // namespace nibble

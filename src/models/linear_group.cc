@@ -23,7 +23,9 @@ void LinearGroup::prepare(ThreadPool& pool) {
       const PackedLinear* packed = slots_[last].packed.get();
       NIBBLE_CHECK(packed != nullptr && packed->in_features == in_features_ &&
                    packed->out_features == slots_[last].out_features);
-      if (!run.empty() && (packed->format != run.back()->format || !packed->format->can_fuse(*run.back(), *packed))) break;
+      if (!run.empty() &&
+          (packed->format != run.back()->format || !packed->format->can_fuse(*run.back(), *packed)))
+        break;
       run.push_back(packed);
       outputs += packed->out_features;
     }
@@ -35,7 +37,8 @@ void LinearGroup::prepare(ThreadPool& pool) {
   }
 }
 
-void LinearGroup::forward(const float* x, int64_t tokens, float* y, Scratch& scratch, ThreadPool& pool) const {
+void LinearGroup::forward(const float* x, int64_t tokens, float* y, Scratch& scratch,
+                          ThreadPool& pool) const {
   NIBBLE_CHECK(!parts_.empty());
   const int64_t stride = out_features();
   for (const Part& part : parts_) part.op->forward(x, tokens, y + part.column, stride, scratch, pool);

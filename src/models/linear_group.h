@@ -1,5 +1,5 @@
-// Linears that share one input: q, k and v; gate and up; or one alone. They share calibration statistics, outlier columns
-// and the run-time quantization of their input, and run fused where their format can.
+// Linears that share one input: q, k and v; gate and up; or one alone. They share calibration statistics,
+// outlier columns and the run-time quantization of their input, and run fused where their format can.
 #pragma once
 
 #include <memory>
@@ -20,7 +20,8 @@ struct LinearSlot {
 
 class LinearGroup {
  public:
-  LinearGroup(std::string input_name, int64_t in_features) : input_name_(std::move(input_name)), in_features_(in_features) {}
+  LinearGroup(std::string input_name, int64_t in_features)
+      : input_name_(std::move(input_name)), in_features_(in_features) {}
 
   const std::string& input_name() const { return input_name_; }  // "model.layers.0.self_attn.input"
   int64_t in_features() const { return in_features_; }
@@ -28,7 +29,8 @@ class LinearGroup {
   std::vector<LinearSlot>& slots() { return slots_; }
   const std::vector<LinearSlot>& slots() const { return slots_; }
 
-  // Chooses kernels for the current packed weights and prepares them; call again after replacing a slot's weight.
+  // Chooses kernels for the current packed weights and prepares them; call again after replacing a slot's
+  // weight.
   void prepare(ThreadPool& pool);
   // y [tokens, out_features()] = outputs of the members side by side, in slot order.
   void forward(const float* x, int64_t tokens, float* y, Scratch& scratch, ThreadPool& pool) const;

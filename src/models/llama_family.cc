@@ -1,5 +1,5 @@
-// Llama and the architectures that differ from it in a few settings: RMS norm before attention and MLP, rotary embedding,
-// grouped-query attention, SwiGLU.
+// Llama and the architectures that differ from it in a few settings: RMS norm before attention and MLP,
+// rotary embedding, grouped-query attention, SwiGLU.
 #include "models/config_reader.h"
 
 namespace nibble {

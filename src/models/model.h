@@ -1,6 +1,6 @@
-// One model definition for reference inference, calibration and quantized inference. A model is an embedding, blocks made
-// of sub-layers, a final norm and a head. A sub-layer is "normalise, first linears, core, last linear, add to the residual":
-// attention and MLP are the two there are.
+// One model definition for reference inference, calibration and quantized inference. A model is an embedding,
+// blocks made of sub-layers, a final norm and a head. A sub-layer is "normalise, first linears, core, last
+// linear, add to the residual": attention and MLP are the two there are.
 #pragma once
 
 #include <functional>
@@ -19,7 +19,7 @@ namespace nibble {
 // Consecutive tokens of one sequence within a batch.
 struct SequenceSpan {
   SequenceCache* cache = nullptr;
-  int64_t first_row = 0;       // of the batch
+  int64_t first_row = 0;  // of the batch
   int64_t count = 0;
   int64_t first_position = 0;  // of the sequence
 };
@@ -31,14 +31,15 @@ struct RunContext {
   ThreadPool* pool = nullptr;
 };
 
-// Sees the input x [tokens, in_features] of each linear group before it is multiplied. Returning false stops the sub-layer
-// there (its residual is left unchanged): calibration needs no more than what it came for.
+// Sees the input x [tokens, in_features] of each linear group before it is multiplied. Returning false stops
+// the sub-layer there (its residual is left unchanged): calibration needs no more than what it came for.
 using InputTap = std::function<bool(const LinearGroup& group, const float* x, int64_t tokens)>;
 
 class SubLayer {
  public:
   virtual ~SubLayer() = default;
-  // In execution order; each one's input depends on the outputs of those before it and of earlier sub-layers only.
+  // In execution order; each one's input depends on the outputs of those before it and of earlier sub-layers
+  // only.
   virtual std::span<LinearGroup* const> groups() = 0;
   // residual [tokens, hidden] += f(norm(residual)). Returns false when the tap stopped it.
   virtual bool forward(float* residual, const RunContext& context, const InputTap* tap) const = 0;
@@ -62,11 +63,14 @@ struct BuildOptions {
 class Model {
  public:
   // Builds everything and prepares kernels: ready to run.
-  static std::unique_ptr<Model> load(const Checkpoint& checkpoint, ThreadPool& pool, const BuildOptions& options = {});
+  static std::unique_ptr<Model> load(const Checkpoint& checkpoint, ThreadPool& pool,
+                                     const BuildOptions& options = {});
 
-  // Builds embedding, final norm and head only; blocks come one at a time from load_block(). For quantization: throws
-  // Error naming the tensor where a float weight is NaN or infinite. The checkpoint must outlive the model.
-  static std::unique_ptr<Model> load_shell(const Checkpoint& checkpoint, ThreadPool& pool, const BuildOptions& options = {});
+  // Builds embedding, final norm and head only; blocks come one at a time from load_block(). For
+  // quantization: throws Error naming the tensor where a float weight is NaN or infinite. The checkpoint must
+  // outlive the model.
+  static std::unique_ptr<Model> load_shell(const Checkpoint& checkpoint, ThreadPool& pool,
+                                           const BuildOptions& options = {});
   // Block `layer` with the checkpoint's weights, prepared.
   Block load_block(int64_t layer, ThreadPool& pool) const;
 
@@ -82,10 +86,10 @@ class Model {
   void embed(std::span<const int32_t> ids, float* hidden) const;
   // In place through all blocks.
   void run_blocks(float* hidden, const RunContext& context) const;
-  // logits [rows, vocabulary] of the given rows of hidden (all `tokens` rows when `rows` is empty). Throws Error, naming the
-  // tensor at fault where one is, when a logit is NaN or infinite.
-  void logits(const float* hidden, std::span<const int64_t> rows, int64_t tokens, float* out, Scratch& scratch,
-              ThreadPool& pool) const;
+  // logits [rows, vocabulary] of the given rows of hidden (all `tokens` rows when `rows` is empty). Throws
+  // Error, naming the tensor at fault where one is, when a logit is NaN or infinite.
+  void logits(const float* hidden, std::span<const int64_t> rows, int64_t tokens, float* out,
+              Scratch& scratch, ThreadPool& pool) const;
 
   // Every linear group with its quantizable linears, in execution order; the head is not among them.
   void for_each_group(const std::function<void(LinearGroup&)>& visit);

@@ -16,16 +16,18 @@ std::string_view role_name(LinearRole role) noexcept {
 
 ModelSpec read_model_spec(const Checkpoint& checkpoint) {
   const bool is_gguf = checkpoint.kind() == CheckpointKind::kGguf;
-  const std::string source = is_gguf ? checkpoint.path().string() : (checkpoint.path() / "config.json").string();
+  const std::string source =
+      is_gguf ? checkpoint.path().string() : (checkpoint.path() / "config.json").string();
   const Json& config = checkpoint.config();
   if (!config.is_object()) fail("{}: expected a JSON object", source);
-  ModelSpec spec = find_architecture(config, source).read_config(config, checkpoint.generation_config(), source);
+  ModelSpec spec =
+      find_architecture(config, source).read_config(config, checkpoint.generation_config(), source);
   spec.model_type = json_string(config, "model_type", std::nullopt, source);
   return spec;
 }
 
-int64_t config_int(const Json& config, const std::string& key, std::optional<int64_t> otherwise, int64_t low, int64_t high,
-                   const std::string& source) {
+int64_t config_int(const Json& config, const std::string& key, std::optional<int64_t> otherwise, int64_t low,
+                   int64_t high, const std::string& source) {
   const int64_t value = json_int(config, key, otherwise, source);
   if (value < low || value > high) fail("{}: '{}' is {}, expected {} to {}", source, key, value, low, high);
   return value;
@@ -34,13 +36,15 @@ int64_t config_int(const Json& config, const std::string& key, std::optional<int
 double config_positive(const Json& config, const std::string& key, std::optional<double> otherwise,
                        const std::string& source) {
   const double value = json_number(config, key, otherwise, source);
-  if (!(value > 0) || !std::isfinite(value)) fail("{}: '{}' is {}, expected a number above 0", source, key, value);
+  if (!(value > 0) || !std::isfinite(value))
+    fail("{}: '{}' is {}, expected a number above 0", source, key, value);
   return value;
 }
 
 void read_dimensions(const Json& config, ModelSpec* spec, const std::string& source) {
   spec->hidden_size = config_int(config, "hidden_size", std::nullopt, 1, kMaxHidden, source);
-  spec->intermediate_size = config_int(config, "intermediate_size", std::nullopt, 1, kMaxIntermediate, source);
+  spec->intermediate_size =
+      config_int(config, "intermediate_size", std::nullopt, 1, kMaxIntermediate, source);
   spec->layers = config_int(config, "num_hidden_layers", std::nullopt, 1, kMaxLayers, source);
   spec->heads = config_int(config, "num_attention_heads", std::nullopt, 1, kMaxHeads, source);
   spec->kv_heads = config_int(config, "num_key_value_heads", spec->heads, 1, kMaxHeads, source);
@@ -53,19 +57,22 @@ void read_dimensions(const Json& config, ModelSpec* spec, const std::string& sou
     spec->head_dim = config_int(config, "head_dim", std::nullopt, 1, kMaxHeadDim, source);
   } else {
     if (spec->hidden_size % spec->heads != 0) {
-      fail("{}: 'head_dim' is not given and 'hidden_size' ({}) is no multiple of 'num_attention_heads' ({})", source,
-           spec->hidden_size, spec->heads);
+      fail("{}: 'head_dim' is not given and 'hidden_size' ({}) is no multiple of 'num_attention_heads' ({})",
+           source, spec->hidden_size, spec->heads);
     }
     spec->head_dim = spec->hidden_size / spec->heads;
     if (spec->head_dim > kMaxHeadDim) {
-      fail("{}: 'hidden_size' / 'num_attention_heads' is {}, expected at most {}", source, spec->head_dim, kMaxHeadDim);
+      fail("{}: 'hidden_size' / 'num_attention_heads' is {}, expected at most {}", source, spec->head_dim,
+           kMaxHeadDim);
     }
   }
-  if (spec->head_dim % 2 != 0) fail("{}: the head size is {}, expected an even number", source, spec->head_dim);
+  if (spec->head_dim % 2 != 0)
+    fail("{}: the head size is {}, expected an even number", source, spec->head_dim);
   spec->vocabulary = config_int(config, "vocab_size", std::nullopt, 1, kMaxVocabulary, source);
   spec->context_length = config_int(config, "max_position_embeddings", 2048, 1, kMaxContext, source);
   spec->norm_epsilon = config_positive(config, "rms_norm_eps", 1e-6, source);
-  if (spec->norm_epsilon > 1) fail("{}: 'rms_norm_eps' is {}, expected at most 1", source, spec->norm_epsilon);
+  if (spec->norm_epsilon > 1)
+    fail("{}: 'rms_norm_eps' is {}, expected at most 1", source, spec->norm_epsilon);
   spec->tied_embeddings = json_bool(config, "tie_word_embeddings", false, source);
 }
 
@@ -115,7 +122,8 @@ void read_rope(const Json& config, ModelSpec* spec, const std::string& source) {
   if (const Json* parameters = object_at(config, "rope_parameters", source)) {
     const std::string where = source + ": 'rope_parameters'";
     for (const auto& [key, value] : parameters->items()) {
-      if (value.is_object()) fail("{}: parameters per layer type ('{}') are not supported", where, printable(key));
+      if (value.is_object())
+        fail("{}: parameters per layer type ('{}') are not supported", where, printable(key));
     }
     spec->rope.theta = config_positive(*parameters, "rope_theta", top_level_theta, where);
     read_scaling(*parameters, spec, where);
@@ -124,7 +132,8 @@ void read_rope(const Json& config, ModelSpec* spec, const std::string& source) {
   }
   if (spec->rope.theta < 1) fail("{}: 'rope_theta' is {}, expected at least 1", source, spec->rope.theta);
   const double partial = config_positive(config, "partial_rotary_factor", 1.0, source);
-  if (partial != 1.0) fail("{}: 'partial_rotary_factor' is {}, expected 1 for this architecture", source, partial);
+  if (partial != 1.0)
+    fail("{}: 'partial_rotary_factor' is {}, expected 1 for this architecture", source, partial);
 }
 
 void read_sliding_window(const Json& config, int64_t window, int64_t first_layer, ModelSpec* spec,
@@ -147,16 +156,18 @@ void read_sliding_window(const Json& config, int64_t window, int64_t first_layer
       fail("{}: 'layer_types' has {} for layer {}, expected full_attention or sliding_attention", source,
            type.is_string() ? "'" + printable(type.get<std::string>()) + "'" : "no text", layer);
     }
-    if (window <= 0) fail("{}: layer {} is of type sliding_attention but 'sliding_window' is not set", source, layer);
+    if (window <= 0)
+      fail("{}: layer {} is of type sliding_attention but 'sliding_window' is not set", source, layer);
     spec->sliding_window[layer] = window;
   }
 }
 
-void read_token_ids(const Json& config, const Json& generation_config, ModelSpec* spec, const std::string& source) {
+void read_token_ids(const Json& config, const Json& generation_config, ModelSpec* spec,
+                    const std::string& source) {
   const auto id = [&](const Json& value, const char* key) {
     if (!value.is_number_integer() || value < 0 || value >= spec->vocabulary) {
-      fail("{}: '{}' is {}, expected a token id below 'vocab_size' ({})", source, key, printable(value.dump(-1, ' ', true)),
-           spec->vocabulary);
+      fail("{}: '{}' is {}, expected a token id below 'vocab_size' ({})", source, key,
+           printable(value.dump(-1, ' ', true)), spec->vocabulary);
     }
     return value.get<int32_t>();
   };

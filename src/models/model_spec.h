@@ -21,8 +21,8 @@ std::string_view role_name(LinearRole role) noexcept;  // "q", "k", "v", "o", "g
 struct RopeSpec {
   bool enabled = true;
   double theta = 10000.0;
-  int64_t rotary_dim = 0;       // of each head, from the front; 0: the whole head
-  bool interleaved = false;     // pairs (2i, 2i+1) instead of (i, i + rotary_dim/2)
+  int64_t rotary_dim = 0;    // of each head, from the front; 0: the whole head
+  bool interleaved = false;  // pairs (2i, 2i+1) instead of (i, i + rotary_dim/2)
   enum class Scaling { kNone, kLinear, kLlama3 } scaling = Scaling::kNone;
   double factor = 1.0;
   double low_frequency_factor = 1.0, high_frequency_factor = 4.0;  // llama3
@@ -58,10 +58,12 @@ struct ModelSpec {
   int64_t kv_size() const { return kv_heads * head_dim; }
 };
 
-// One architecture: how its config reads and what its tensors are called. A row of the table in models/all.cc.
+// One architecture: how its config reads and what its tensors are called. A row of the table in
+// models/all.cc.
 struct Architecture {
   const char* model_type;  // config.json's "model_type"
-  // Reads and checks the config. Throws Error naming file, key, value and what was expected (0 heads, 1e9 layers, ...).
+  // Reads and checks the config. Throws Error naming file, key, value and what was expected (0 heads, 1e9
+  // layers, ...).
   ModelSpec (*read_config)(const Json& config, const Json& generation_config, const std::string& source);
 };
 std::span<const Architecture* const> all_architectures();

@@ -1,4 +1,5 @@
-// Cosines and sines of rotary position embedding (Su et al., arXiv 2104.09864), computed as positions are first used.
+// Cosines and sines of rotary position embedding (Su et al., arXiv 2104.09864), computed as positions are
+// first used.
 #pragma once
 
 #include <atomic>
@@ -12,8 +13,8 @@
 
 namespace nibble {
 
-// The frequency of each pair of a head, scaled as `rope` says: [rotary_dim / 2]. `factors` (empty, or as many) divide them
-// (GGUF's rope_freqs.weight).
+// The frequency of each pair of a head, scaled as `rope` says: [rotary_dim / 2]. `factors` (empty, or as
+// many) divide them (GGUF's rope_freqs.weight).
 std::vector<float> rope_frequencies(const RopeSpec& rope, int64_t head_dim, std::span<const float> factors);
 
 class RopeTable {

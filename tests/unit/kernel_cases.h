@@ -1,4 +1,5 @@
-// What the tests of the float kernels share: every path of this machine, random data, and comparison with doubles.
+// What the tests of the float kernels share: every path of this machine, random data, and comparison with
+// doubles.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -14,7 +15,8 @@
 
 namespace nibble::testing {
 
-// One test per instruction set with a table of float kernels; those beyond this machine (or NIBBLE_CPU) are skipped.
+// One test per instruction set with a table of float kernels; those beyond this machine (or NIBBLE_CPU) are
+// skipped.
 class EveryPath : public ::testing::TestWithParam<CpuPath> {
  protected:
   void SetUp() override {
@@ -31,9 +33,9 @@ inline std::string path_name(const ::testing::TestParamInfo<CpuPath>& test) {
   return std::string(cpu_path_name(test.param));
 }
 
-#define NIBBLE_FOR_EVERY_PATH(suite)                                                                            \
-  INSTANTIATE_TEST_SUITE_P(Path, suite, ::testing::Values(CpuPath::kScalar, CpuPath::kAvx2, CpuPath::kAvx512Vnni), \
-                           path_name)
+#define NIBBLE_FOR_EVERY_PATH(suite) \
+  INSTANTIATE_TEST_SUITE_P(          \
+      Path, suite, ::testing::Values(CpuPath::kScalar, CpuPath::kAvx2, CpuPath::kAvx512Vnni), path_name)
 
 inline std::vector<float> random_floats(size_t count, uint32_t seed, float scale = 1.0f) {
   std::mt19937 generator(seed);

@@ -14,7 +14,8 @@ struct Case {
   int64_t window;
 };
 
-// Keys and values of one sequence as a cache keeps them: tiles in arbitrary order, NaN wherever nothing was written.
+// Keys and values of one sequence as a cache keeps them: tiles in arbitrary order, NaN wherever nothing was
+// written.
 class Keys {
  public:
   Keys(const Case& c, WeightType type, uint32_t seed) : c_(c), type_(type) {
@@ -38,7 +39,8 @@ class Keys {
   void store(std::vector<float>& values, std::vector<char>* bytes, std::vector<const void*>* pointers) {
     const size_t element = type_ == WeightType::kF32 ? 4 : 2;
     const int64_t tile_elements = kKeyTile * c_.head_dim;
-    bytes->assign(static_cast<size_t>(c_.kv_heads * tiles_ * tile_elements) * element, '\xff');  // NaN in both types
+    bytes->assign(static_cast<size_t>(c_.kv_heads * tiles_ * tile_elements) * element,
+                  '\xff');  // NaN in both types
     for (int64_t head = 0; head < c_.kv_heads; ++head) {
       for (int64_t tile = 0; tile < tiles_; ++tile) {
         const int64_t place = head * tiles_ + (tiles_ - 1 - tile);
@@ -78,15 +80,17 @@ AttentionShape shape_of(const Case& c) {
           .out_stride = c.heads * c.head_dim + 2};
 }
 
-std::vector<double> expected_output(const Case& c, const AttentionShape& shape, const std::vector<float>& query,
-                                    const Keys& keys, int64_t token, int64_t head) {
+std::vector<double> expected_output(const Case& c, const AttentionShape& shape,
+                                    const std::vector<float>& query, const Keys& keys, int64_t token,
+                                    int64_t head) {
   const int64_t position = c.first_position + token, kv_head = head / (c.heads / c.kv_heads);
   const int64_t start = c.window > 0 ? std::max<int64_t>(0, position - c.window + 1) : 0;
   std::vector<double> scores;
   for (int64_t j = start; j <= position; ++j) {
     double score = 0;
     for (int64_t i = 0; i < c.head_dim; ++i) {
-      score += query[static_cast<size_t>(token * shape.query_stride + head * c.head_dim + i)] * keys.key(kv_head, j, i);
+      score += query[static_cast<size_t>(token * shape.query_stride + head * c.head_dim + i)] *
+               keys.key(kv_head, j, i);
     }
     scores.push_back(score * shape.scale);
   }
@@ -96,7 +100,8 @@ std::vector<double> expected_output(const Case& c, const AttentionShape& shape, 
   std::vector<double> out(static_cast<size_t>(c.head_dim));
   for (size_t j = 0; j < scores.size(); ++j) {
     for (int64_t i = 0; i < c.head_dim; ++i) {
-      out[static_cast<size_t>(i)] += scores[j] / sum * keys.value(kv_head, start + static_cast<int64_t>(j), i);
+      out[static_cast<size_t>(i)] +=
+          scores[j] / sum * keys.value(kv_head, start + static_cast<int64_t>(j), i);
     }
   }
   return out;
@@ -104,7 +109,8 @@ std::vector<double> expected_output(const Case& c, const AttentionShape& shape, 
 
 class Attention : public EveryPath {
  protected:
-  std::vector<float> run(const Case& c, const std::vector<float>& query, const Keys& keys, WeightType type, int threads) {
+  std::vector<float> run(const Case& c, const std::vector<float>& query, const Keys& keys, WeightType type,
+                         int threads) {
     const AttentionShape shape = shape_of(c);
     std::vector<float> out(static_cast<size_t>(c.tokens * shape.out_stride), kGuard);
     const AttentionSpan span = {.query = query.data(),
@@ -123,19 +129,19 @@ class Attention : public EveryPath {
 };
 
 constexpr Case kCases[] = {
-    {1, 1, 8, 0, 1, 0},      // the first token sees itself
-    {4, 2, 16, 0, 24, 0},    // a prompt within one tile
-    {7, 7, 8, 0, 65, 0},     // one key beyond a tile
-    {9, 3, 64, 0, 200, 0},   // several query blocks
-    {3, 1, 40, 60, 9, 0},    // a chunk that crosses a tile
-    {8, 1, 32, 130, 1, 0},   // one token, many heads of a group
-    {6, 2, 128, 511, 1, 0},  // one token, several parts of keys
-    {4, 2, 16, 0, 100, 32},  // a window
-    {4, 2, 16, 300, 70, 5},  // a window shorter than the chunk
-    {4, 2, 16, 700, 1, 300}, // a window that begins within a tile
-    {4, 4, 16, 700, 1, 1},   // a token that sees only itself
-    {2, 1, 264, 70, 3, 0},   // a head larger than a depth block
-    {5, 5, 10, 3, 14, 0},    // a head size of no vector
+    {1, 1, 8, 0, 1, 0},       // the first token sees itself
+    {4, 2, 16, 0, 24, 0},     // a prompt within one tile
+    {7, 7, 8, 0, 65, 0},      // one key beyond a tile
+    {9, 3, 64, 0, 200, 0},    // several query blocks
+    {3, 1, 40, 60, 9, 0},     // a chunk that crosses a tile
+    {8, 1, 32, 130, 1, 0},    // one token, many heads of a group
+    {6, 2, 128, 511, 1, 0},   // one token, several parts of keys
+    {4, 2, 16, 0, 100, 32},   // a window
+    {4, 2, 16, 300, 70, 5},   // a window shorter than the chunk
+    {4, 2, 16, 700, 1, 300},  // a window that begins within a tile
+    {4, 4, 16, 700, 1, 1},    // a token that sees only itself
+    {2, 1, 264, 70, 3, 0},    // a head larger than a depth block
+    {5, 5, 10, 3, 14, 0},     // a head size of no vector
     {2, 2, 258, 130, 1, 0},
 };
 
@@ -144,10 +150,12 @@ TEST_P(Attention, MatchesTheDefinition) {
     for (const WeightType type : {WeightType::kF32, WeightType::kF16}) {
       const AttentionShape shape = shape_of(c);
       const Keys keys(c, type, 71);
-      const std::vector<float> query = random_floats(static_cast<size_t>(c.tokens * shape.query_stride), 73, 2.0f);
+      const std::vector<float> query =
+          random_floats(static_cast<size_t>(c.tokens * shape.query_stride), 73, 2.0f);
       const std::vector<float> out = run(c, query, keys, type, 2);
-      const std::string where = format_text("{} heads {}/{} of {}, {} tokens from {}, window {}", kernels().name, c.heads,
-                                            c.kv_heads, c.head_dim, c.tokens, c.first_position, c.window);
+      const std::string where =
+          format_text("{} heads {}/{} of {}, {} tokens from {}, window {}", kernels().name, c.heads,
+                      c.kv_heads, c.head_dim, c.tokens, c.first_position, c.window);
       for (int64_t t = 0; t < c.tokens; ++t) {
         for (int64_t h = 0; h < c.heads; ++h) {
           const std::vector<double> expected = expected_output(c, shape, query, keys, t, h);
@@ -167,7 +175,8 @@ TEST_P(Attention, MatchesTheDefinition) {
 TEST_P(Attention, ThreadCountsGiveTheSameBits) {
   for (const Case& c : {Case{9, 3, 64, 0, 150, 0}, Case{6, 2, 128, 700, 1, 0}, Case{4, 2, 16, 90, 80, 30}}) {
     const Keys keys(c, WeightType::kF16, 81);
-    const std::vector<float> query = random_floats(static_cast<size_t>(c.tokens * shape_of(c).query_stride), 83);
+    const std::vector<float> query =
+        random_floats(static_cast<size_t>(c.tokens * shape_of(c).query_stride), 83);
     const std::vector<float> one = run(c, query, keys, WeightType::kF16, 1);
     for (const int threads : {2, 4}) EXPECT_EQ(run(c, query, keys, WeightType::kF16, threads), one);
   }
@@ -177,12 +186,14 @@ TEST_P(Attention, ThreadCountsGiveTheSameBits) {
 TEST_P(Attention, HugeScores) {
   const Case c = {1, 1, 16, 100, 2, 0};
   const Keys keys(c, WeightType::kF32, 91);
-  std::vector<float> query = random_floats(static_cast<size_t>(c.tokens * shape_of(c).query_stride), 93, 1e4f);
+  std::vector<float> query =
+      random_floats(static_cast<size_t>(c.tokens * shape_of(c).query_stride), 93, 1e4f);
   const std::vector<float> out = run(c, query, keys, WeightType::kF32, 1);
   for (int64_t t = 0; t < c.tokens; ++t) {
     const std::vector<double> expected = expected_output(c, shape_of(c), query, keys, t, 0);
     for (int64_t i = 0; i < c.head_dim; ++i) {
-      expect_near(out[static_cast<size_t>(t * shape_of(c).out_stride + i)], expected[static_cast<size_t>(i)], 1e-3, "huge");
+      expect_near(out[static_cast<size_t>(t * shape_of(c).out_stride + i)], expected[static_cast<size_t>(i)],
+                  1e-3, "huge");
     }
   }
 }

@@ -1,4 +1,5 @@
-// Conversions, norms, rotary embedding and activations on every CPU path against plain double-precision loops.
+// Conversions, norms, rotary embedding and activations on every CPU path against plain double-precision
+// loops.
 #include <bit>
 #include <limits>
 
@@ -43,8 +44,9 @@ TEST_P(Conversions, NarrowRoundsToNearestEven) {
     if (std::isfinite(high)) values.push_back(0.5f * (low + high));
     values.push_back(low);
   }
-  for (const float value : {65504.0f, 65519.9f, 65520.0f, 1e30f, -65520.0f, 0.0f, -0.0f, 5.9604645e-8f, 2.9802322e-8f,
-                            std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
+  for (const float value :
+       {65504.0f, 65519.9f, 65520.0f, 1e30f, -65520.0f, 0.0f, -0.0f, 5.9604645e-8f, 2.9802322e-8f,
+        std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
     values.push_back(value);
   }
   const auto count = static_cast<int64_t>(values.size());
@@ -143,7 +145,8 @@ TEST_P(Rows, LayerNorm) {
     variance /= static_cast<double>(size);
     for (const bool with_bias : {true, false}) {
       std::vector<float> out(static_cast<size_t>(size) + 1, kGuard);
-      kernels().layer_norm(x.data(), weight.data(), with_bias ? bias.data() : nullptr, size, 1e-5f, out.data());
+      kernels().layer_norm(x.data(), weight.data(), with_bias ? bias.data() : nullptr, size, 1e-5f,
+                           out.data());
       for (size_t i = 0; i < x.size(); ++i) {
         const double expected =
             (x[i] - mean) / std::sqrt(variance + 1e-5) * weight[i] + (with_bias ? bias[i] : 0.0f);
@@ -171,7 +174,8 @@ TEST_P(Rows, RotaryEmbedding) {
       for (int64_t i = 0; i < half; ++i) {
         const auto first = static_cast<size_t>(interleaved ? 2 * i : i);
         const auto second = static_cast<size_t>(interleaved ? 2 * i + 1 : i + half);
-        const double a = head[first], b = head[second], c = cosines[static_cast<size_t>(i)], s = sines[static_cast<size_t>(i)];
+        const double a = head[first], b = head[second], c = cosines[static_cast<size_t>(i)],
+                     s = sines[static_cast<size_t>(i)];
         expect_near(rotated[first], a * c - b * s, 1e-6, "first of pair");
         expect_near(rotated[second], b * c + a * s, 1e-6, "second of pair");
       }
@@ -230,8 +234,8 @@ TEST_P(Rows, ExponentialWithinTwoUlp) {
 
 TEST_P(Rows, ExponentialOfExtremes) {
   const float infinity = std::numeric_limits<float>::infinity();
-  const std::vector<float> x = {-infinity, -1e30f, -200.0f, -104.0f, 89.0f, 1e30f, infinity,
-                                std::numeric_limits<float>::quiet_NaN()};
+  const std::vector<float> x = {-infinity, -1e30f, -200.0f,  -104.0f,
+                                89.0f,     1e30f,  infinity, std::numeric_limits<float>::quiet_NaN()};
   std::vector<float> out(x.size());
   kernels().exp(x.data(), static_cast<int64_t>(x.size()), out.data());
   for (size_t i = 0; i < 4; ++i) EXPECT_EQ(out[i], 0.0f) << x[i];
@@ -246,7 +250,8 @@ TEST_P(Rows, Softmax) {
     if (count > 3) x[1] = -std::numeric_limits<float>::infinity();
     std::vector<double> expected;
     double sum = 0;
-    for (const float value : x) expected.push_back(std::exp(static_cast<double>(value) - 330.0)), sum += expected.back();
+    for (const float value : x)
+      expected.push_back(std::exp(static_cast<double>(value) - 330.0)), sum += expected.back();
     std::vector<float> out = x;
     out.push_back(kGuard);
     kernels().softmax(out.data(), count);

@@ -26,8 +26,10 @@ class Session {
     std::vector<float> hidden(ids.size() * static_cast<size_t>(model_.spec().hidden_size));
     std::vector<float> logits(ids.size() * static_cast<size_t>(model_.spec().vocabulary));
     model_.embed(ids, hidden.data());
-    const SequenceSpan span = {.cache = cache_.get(), .first_row = 0, .count = tokens, .first_position = cache_->length()};
-    model_.run_blocks(hidden.data(), {.sequences = {&span, 1}, .tokens = tokens, .scratch = &scratch_, .pool = &pool_});
+    const SequenceSpan span = {
+        .cache = cache_.get(), .first_row = 0, .count = tokens, .first_position = cache_->length()};
+    model_.run_blocks(hidden.data(),
+                      {.sequences = {&span, 1}, .tokens = tokens, .scratch = &scratch_, .pool = &pool_});
     cache_->set_length(cache_->length() + tokens);
     model_.logits(hidden.data(), {}, tokens, logits.data(), scratch_, pool_);
     return logits;
@@ -55,7 +57,8 @@ inline int32_t argmax(std::span<const float> logits) {
 }
 
 // prompt followed by greedily chosen tokens, `total` ids together.
-inline std::vector<int32_t> greedy(const Model& model, ThreadPool& pool, std::vector<int32_t> ids, size_t total) {
+inline std::vector<int32_t> greedy(const Model& model, ThreadPool& pool, std::vector<int32_t> ids,
+                                   size_t total) {
   Session session(model, pool, static_cast<int64_t>(total));
   const auto vocabulary = static_cast<size_t>(model.spec().vocabulary);
   std::vector<float> logits = session.feed(ids);

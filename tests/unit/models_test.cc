@@ -46,9 +46,11 @@ double logit_difference(const std::string& folder, const ReferenceLogits& refere
   return max_difference(session.feed(reference.ids), reference.logits) / standard_deviation(reference.logits);
 }
 
-// The logits of these two were computed after model.to(bfloat16).float(), which rounds the frequencies of the rotary
-// embedding (a buffer that no checkpoint stores) to bfloat16: see RoundedFixture below.
-bool reference_has_rounded_frequencies(const std::string& name) { return name == "llama_outliers" || name == "qwen3"; }
+// The logits of these two were computed after model.to(bfloat16).float(), which rounds the frequencies of the
+// rotary embedding (a buffer that no checkpoint stores) to bfloat16: see RoundedFixture below.
+bool reference_has_rounded_frequencies(const std::string& name) {
+  return name == "llama_outliers" || name == "qwen3";
+}
 
 TEST_P(Fixture, LogitsMatchTransformers) {
   const double difference = logit_difference(folder(), read_reference_logits(folder()));
@@ -56,8 +58,8 @@ TEST_P(Fixture, LogitsMatchTransformers) {
   EXPECT_LE(difference, reference_has_rounded_frequencies(GetParam()) ? 1e-2 : 2e-3);
 }
 
-// With the frequencies rounded as the reference had them (through GGUF's rope factors, which divide them), nothing of the
-// difference is left.
+// With the frequencies rounded as the reference had them (through GGUF's rope factors, which divide them),
+// nothing of the difference is left.
 class RoundedFixture : public Fixture {};
 
 TEST_P(RoundedFixture, BFloat16Frequencies) {
@@ -137,8 +139,8 @@ std::string test_name(const ::testing::TestParamInfo<const char*>& test) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Fixture,
-                         ::testing::Values("tiny/llama", "tiny/llama3_rope", "tiny/mistral", "tiny/qwen2", "tiny/qwen3",
-                                           "llama_outliers", "qwen3"),
+                         ::testing::Values("tiny/llama", "tiny/llama3_rope", "tiny/mistral", "tiny/qwen2",
+                                           "tiny/qwen3", "llama_outliers", "qwen3"),
                          test_name);
 INSTANTIATE_TEST_SUITE_P(Models, RoundedFixture, ::testing::Values("llama_outliers", "qwen3"), test_name);
 
@@ -148,8 +150,9 @@ TEST(Batch, SequencesDoNotTouchEachOther) {
   const Model& model = *loaded.model;
   const ReferenceLogits reference = read_reference_logits(fixture("tiny/mistral"));
   const std::span<const int32_t> ids = reference.ids;
-  const std::vector<std::vector<int32_t>> prompts = {
-      {ids.begin(), ids.begin() + 40}, {ids.begin() + 5, ids.begin() + 6}, {ids.begin() + 9, ids.begin() + 20}};
+  const std::vector<std::vector<int32_t>> prompts = {{ids.begin(), ids.begin() + 40},
+                                                     {ids.begin() + 5, ids.begin() + 6},
+                                                     {ids.begin() + 9, ids.begin() + 20}};
 
   std::vector<std::unique_ptr<SequenceCache>> caches;
   std::vector<SequenceSpan> spans;
@@ -167,7 +170,8 @@ TEST(Batch, SequencesDoNotTouchEachOther) {
   std::vector<float> logits(together.size() * static_cast<size_t>(model.spec().vocabulary));
   Scratch scratch;
   model.embed(together, hidden.data());
-  model.run_blocks(hidden.data(), {.sequences = spans, .tokens = tokens, .scratch = &scratch, .pool = &loaded.pool});
+  model.run_blocks(hidden.data(),
+                   {.sequences = spans, .tokens = tokens, .scratch = &scratch, .pool = &loaded.pool});
   model.logits(hidden.data(), {}, tokens, logits.data(), scratch, loaded.pool);
   for (size_t i = 0; i < prompts.size(); ++i) {
     const std::vector<float> alone = Session(model, loaded.pool, 64).feed(prompts[i]);
@@ -188,8 +192,11 @@ TEST(Batch, LogitsOfChosenRows) {
   std::vector<float> all(5 * vocabulary), some(2 * vocabulary);
   model.logits(hidden.data(), {}, 5, all.data(), scratch, loaded.pool);
   model.logits(hidden.data(), std::vector<int64_t>{4, 1}, 5, some.data(), scratch, loaded.pool);
-  EXPECT_LE(max_difference(std::span(some).first(vocabulary), std::span(all).subspan(4 * vocabulary, vocabulary)), 1e-4);
-  EXPECT_LE(max_difference(std::span(some).last(vocabulary), std::span(all).subspan(vocabulary, vocabulary)), 1e-4);
+  EXPECT_LE(
+      max_difference(std::span(some).first(vocabulary), std::span(all).subspan(4 * vocabulary, vocabulary)),
+      1e-4);
+  EXPECT_LE(max_difference(std::span(some).last(vocabulary), std::span(all).subspan(vocabulary, vocabulary)),
+            1e-4);
 }
 
 TEST(Batch, RefusesIdsOutsideTheVocabulary) {
@@ -210,7 +217,8 @@ TEST(Tap, SeesInputsAndStops) {
   const std::unique_ptr<SequenceCache> cache = shell->make_cache(8);
   const SequenceSpan span = {.cache = cache.get(), .count = 3};
   Scratch scratch;
-  const RunContext context = {.sequences = {&span, 1}, .tokens = 3, .scratch = &scratch, .pool = &loaded.pool};
+  const RunContext context = {
+      .sequences = {&span, 1}, .tokens = 3, .scratch = &scratch, .pool = &loaded.pool};
 
   std::vector<std::string> seen;
   const InputTap record = [&](const LinearGroup& group, const float*, int64_t tokens) {
@@ -219,14 +227,17 @@ TEST(Tap, SeesInputsAndStops) {
     return true;
   };
   std::vector<float> through = hidden;
-  for (const auto& sublayer : block.sublayers) EXPECT_TRUE(sublayer->forward(through.data(), context, &record));
-  EXPECT_EQ(seen, (std::vector<std::string>{"model.layers.1.self_attn.input", "model.layers.1.self_attn.o_proj.input",
-                                            "model.layers.1.mlp.input", "model.layers.1.mlp.down_proj.input"}));
+  for (const auto& sublayer : block.sublayers)
+    EXPECT_TRUE(sublayer->forward(through.data(), context, &record));
+  EXPECT_EQ(seen, (std::vector<std::string>{
+                      "model.layers.1.self_attn.input", "model.layers.1.self_attn.o_proj.input",
+                      "model.layers.1.mlp.input", "model.layers.1.mlp.down_proj.input"}));
   EXPECT_NE(through, hidden);
 
   const InputTap stop = [](const LinearGroup&, const float*, int64_t) { return false; };
   std::vector<float> untouched = hidden;
-  for (const auto& sublayer : block.sublayers) EXPECT_FALSE(sublayer->forward(untouched.data(), context, &stop));
+  for (const auto& sublayer : block.sublayers)
+    EXPECT_FALSE(sublayer->forward(untouched.data(), context, &stop));
   EXPECT_EQ(untouched, hidden);
 }
 
@@ -247,7 +258,8 @@ TEST(Shell, BlocksGiveTheModelsLogits) {
     const Block block = shell->load_block(layer, loaded.pool);
     for (const auto& sublayer : block.sublayers) {
       sublayer->forward(hidden.data(),
-                        {.sequences = {&span, 1}, .tokens = 32, .scratch = &scratch, .pool = &loaded.pool}, nullptr);
+                        {.sequences = {&span, 1}, .tokens = 32, .scratch = &scratch, .pool = &loaded.pool},
+                        nullptr);
     }
   }
   std::vector<float> logits(expected.size());

@@ -1,5 +1,5 @@
-// Attention of one query block over tiles of keys with a running softmax (the scheme of FlashAttention), and of one token
-// over a part of the keys. Included only by float_kernels.isa.cc.
+// Attention of one query block over tiles of keys with a running softmax (the scheme of FlashAttention), and
+// of one token over a part of the keys. Included only by float_kernels.isa.cc.
 #pragma once
 
 #include "kernels/cpu/elementwise.h"
@@ -28,8 +28,8 @@ int64_t attention_scratch(int64_t rows, int64_t head_dim) {
 }
 
 template <int kStride>
-void scores_of_tile(const float* queries, int64_t rows, int64_t head_dim, const float* key_panel, int64_t keys,
-                    float* scores) {
+void scores_of_tile(const float* queries, int64_t rows, int64_t head_dim, const float* key_panel,
+                    int64_t keys, float* scores) {
   const int64_t blocks = blocks_of(head_dim);
   for (int64_t r = 0; r < rows; r += kTileRows) {
     for (int64_t first = 0; first < keys; first += kTileColumns) {
@@ -44,8 +44,8 @@ void scores_of_tile(const float* queries, int64_t rows, int64_t head_dim, const 
                                  .c_stride = kScoreStride,
                                  .rows = rows - r < kTileRows ? rows - r : kTileRows,
                                  .columns = columns};
-        tile_rows<kStride>(a, key_panel + first * head_dim + begin * kTileColumns, scores + r * kScoreStride + first,
-                           shape, nullptr);
+        tile_rows<kStride>(a, key_panel + first * head_dim + begin * kTileColumns,
+                           scores + r * kScoreStride + first, shape, nullptr);
       }
     }
   }
@@ -59,9 +59,10 @@ void attention_block_typed(const AttentionBlock& in) {
   const int64_t blocks = blocks_of(head_dim), query_stride = query_row_stride(head_dim);
   float* queries = in.scratch;
   float* scores = queries + padded * blocks * query_stride;
-  float* output = scores + padded * kScoreStride;           // [padded, wide]
-  float* key_panel = output + padded * wide;                // [kKeyTile / kTileColumns][head_dim][kTileColumns]
-  float* value_panel = key_panel + kKeyTile * round_up(head_dim, 16);  // [wide / kTileColumns][kKeyTile][kTileColumns]
+  float* output = scores + padded * kScoreStride;  // [padded, wide]
+  float* key_panel = output + padded * wide;       // [kKeyTile / kTileColumns][head_dim][kTileColumns]
+  float* value_panel =
+      key_panel + kKeyTile * round_up(head_dim, 16);  // [wide / kTileColumns][kKeyTile][kTileColumns]
   float* largest = value_panel + kKeyTile * wide;
   float* sums = largest + round_up(padded, 16);
 
@@ -92,8 +93,9 @@ void attention_block_typed(const AttentionBlock& in) {
     const T* tile_keys = static_cast<const T*>(in.key_tiles[key_tile]);
     const T* tile_values = static_cast<const T*>(in.value_tiles[key_tile]);
     for (int64_t first = 0; first < keys; first += kTileColumns) {
-      pack_panel(tile_keys + first * head_dim, head_dim, keys - first < kTileColumns ? keys - first : kTileColumns,
-                 head_dim, key_panel + first * head_dim);
+      pack_panel(tile_keys + first * head_dim, head_dim,
+                 keys - first < kTileColumns ? keys - first : kTileColumns, head_dim,
+                 key_panel + first * head_dim);
     }
     for (int64_t j = 0; j < keys; ++j) {
       for (int64_t i = 0; i < head_dim; i += kLanes) {
@@ -134,14 +136,15 @@ void attention_block_typed(const AttentionBlock& in) {
 
     for (int64_t r = 0; r < rows; r += kTileRows) {
       for (int64_t first = 0; first < head_dim; first += kTileColumns) {
-        const TileShape shape = {.depth = keys,
-                                 .start = Start::kContinue,
-                                 .row = nullptr,
-                                 .c_stride = wide,
-                                 .rows = rows - r < kTileRows ? rows - r : kTileRows,
-                                 .columns = head_dim - first < kTileColumns ? head_dim - first : kTileColumns};
-        tile_rows<kScoreStride>(scores + r * kScoreStride, value_panel + first * kKeyTile, output + r * wide + first, shape,
-                                nullptr);
+        const TileShape shape = {
+            .depth = keys,
+            .start = Start::kContinue,
+            .row = nullptr,
+            .c_stride = wide,
+            .rows = rows - r < kTileRows ? rows - r : kTileRows,
+            .columns = head_dim - first < kTileColumns ? head_dim - first : kTileColumns};
+        tile_rows<kScoreStride>(scores + r * kScoreStride, value_panel + first * kKeyTile,
+                                output + r * wide + first, shape, nullptr);
       }
     }
   }
@@ -190,7 +193,8 @@ void weighted_values(const AttentionPart& in, int64_t head, int64_t column, int6
   Vec sums[kHeads];
   for (int h = 0; h < kHeads; ++h) sums[h] = zero();
   for (int64_t position = in.begin; position < in.end; ++position) {
-    const T* value = static_cast<const T*>(in.value_tiles[position / kKeyTile]) + position % kKeyTile * in.head_dim + column;
+    const T* value = static_cast<const T*>(in.value_tiles[position / kKeyTile]) +
+                     position % kKeyTile * in.head_dim + column;
     const Vec v = count == kLanes ? load_weight(value) : load_weight_partial(value, count);
     for (int h = 0; h < kHeads; ++h) sums[h] = fma(set1(weights[h * span + position - in.begin]), v, sums[h]);
   }
@@ -208,7 +212,8 @@ template <typename T>
 void attention_part_typed(const AttentionPart& in) {
   const int64_t span = in.end - in.begin;
   for (int64_t position = in.begin; position < in.end; ++position) {
-    const T* key = static_cast<const T*>(in.key_tiles[position / kKeyTile]) + position % kKeyTile * in.head_dim;
+    const T* key =
+        static_cast<const T*>(in.key_tiles[position / kKeyTile]) + position % kKeyTile * in.head_dim;
     int64_t h = 0;
     for (; h + 4 <= in.group; h += 4) {
       scores_of_key<4>(in.query + h * in.head_dim, key, in.head_dim, in.scale,
@@ -217,10 +222,17 @@ void attention_part_typed(const AttentionPart& in) {
     const float* query = in.query + h * in.head_dim;
     float* scores = in.scores + h * span + position - in.begin;
     switch (in.group - h) {
-      case 3: scores_of_key<3>(query, key, in.head_dim, in.scale, scores, span); break;
-      case 2: scores_of_key<2>(query, key, in.head_dim, in.scale, scores, span); break;
-      case 1: scores_of_key<1>(query, key, in.head_dim, in.scale, scores, span); break;
-      default: break;
+      case 3:
+        scores_of_key<3>(query, key, in.head_dim, in.scale, scores, span);
+        break;
+      case 2:
+        scores_of_key<2>(query, key, in.head_dim, in.scale, scores, span);
+        break;
+      case 1:
+        scores_of_key<1>(query, key, in.head_dim, in.scale, scores, span);
+        break;
+      default:
+        break;
     }
   }
   for (int64_t h = 0; h < in.group; ++h) {
@@ -232,10 +244,17 @@ void attention_part_typed(const AttentionPart& in) {
     int64_t h = 0;
     for (; h + 4 <= in.group; h += 4) weighted_values<4, T>(in, h, column, count);
     switch (in.group - h) {
-      case 3: weighted_values<3, T>(in, h, column, count); break;
-      case 2: weighted_values<2, T>(in, h, column, count); break;
-      case 1: weighted_values<1, T>(in, h, column, count); break;
-      default: break;
+      case 3:
+        weighted_values<3, T>(in, h, column, count);
+        break;
+      case 2:
+        weighted_values<2, T>(in, h, column, count);
+        break;
+      case 1:
+        weighted_values<1, T>(in, h, column, count);
+        break;
+      default:
+        break;
     }
   }
 }

@@ -87,7 +87,8 @@ void rms_norm(const float* x, const float* weight, int64_t size, float epsilon, 
   for (; i < size; ++i) out[i] = x[i] * inverse * weight[i];
 }
 
-void layer_norm(const float* x, const float* weight, const float* bias, int64_t size, float epsilon, float* out) {
+void layer_norm(const float* x, const float* weight, const float* bias, int64_t size, float epsilon,
+                float* out) {
   Vec sums = zero();
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) sums = add(sums, load(x + i));

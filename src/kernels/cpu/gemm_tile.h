@@ -1,8 +1,8 @@
 // The GEMM tile and its packing, and the matrix-vector product. Included only by float_kernels.isa.cc.
 //
-// A tile is kTileRows x kTileColumns accumulators held in registers; per step of k it loads one row of the panel (two
-// vectors) and broadcasts one element of each packed row. 24 of 32 registers on AVX-512, 12 of 16 on AVX2 are accumulators,
-// enough to hide the latency of the multiply-adds.
+// A tile is kTileRows x kTileColumns accumulators held in registers; per step of k it loads one row of the
+// panel (two vectors) and broadcasts one element of each packed row. 24 of 32 registers on AVX-512, 12 of 16
+// on AVX2 are accumulators, enough to hide the latency of the multiply-adds.
 #pragma once
 
 #include "kernels/cpu/vec.h"
@@ -99,7 +99,8 @@ inline void transpose(Vec* v) {
 }
 #endif
 
-// panel[i][j] = weight[j][i] for i < depth, j < columns; columns beyond are 0. Rows of the weight are `stride` apart.
+// panel[i][j] = weight[j][i] for i < depth, j < columns; columns beyond are 0. Rows of the weight are
+// `stride` apart.
 template <typename W>
 void pack_panel(const W* weight, int64_t stride, int64_t columns, int64_t depth, float* panel) {
   for (int64_t first = 0; first < kTileColumns; first += kLanes) {
@@ -146,8 +147,8 @@ inline void store_columns(float* p, int64_t columns, Vec low, Vec high) {
 
 enum class Start { kZero, kRow, kContinue };  // accumulators begin at 0, at one row for all (the bias), at c
 
-// Memory that a later tile will read, fetched a little at a time between the multiply-adds: all at once would fill the
-// processor's miss buffers and stall it.
+// Memory that a later tile will read, fetched a little at a time between the multiply-adds: all at once would
+// fill the processor's miss buffers and stall it.
 struct Fetch {
   const char* weight;    // rows of the next panel: the next line to fetch, nullptr when there is none left
   int64_t row_bytes;     // of one row of the panel
@@ -187,8 +188,8 @@ struct TileShape {
   int64_t rows, columns;
 };
 
-// c[r][j] = start + sum over i of a[r * kStride + i] * panel[i][j], for r < rows <= kRows and j < columns. All kRows rows of
-// a must be readable.
+// c[r][j] = start + sum over i of a[r * kStride + i] * panel[i][j], for r < rows <= kRows and j < columns.
+// All kRows rows of a must be readable.
 template <int kRows, int kStride>
 void tile(const float* a, const float* panel, float* c, const TileShape& shape, Fetch* fetch) {
   Vec low[kRows], high[kRows];
@@ -265,7 +266,9 @@ void gemm_panel_typed(const GemmPanel& in) {
                  .c_rows = 0,
                  .c_columns = in.columns};
   TileShape shape = {.depth = in.depth,
-                     .start = !in.first ? Start::kContinue : in.bias != nullptr ? Start::kRow : Start::kZero,
+                     .start = !in.first            ? Start::kContinue
+                              : in.bias != nullptr ? Start::kRow
+                                                   : Start::kZero,
                      .row = in.bias,
                      .c_stride = in.y_stride,
                      .rows = kTileRows,
@@ -275,19 +278,24 @@ void gemm_panel_typed(const GemmPanel& in) {
     shape.rows = left < kTileRows ? left : kTileRows;
     fetch.c = in.y + (r + kTileRows) * in.y_stride;
     fetch.c_rows = left <= kTileRows ? 0 : left < 2 * kTileRows ? left - kTileRows : kTileRows;
-    tile_rows<kGemmRowStride>(in.packed + r * kGemmRowStride, in.panel, in.y + r * in.y_stride, shape, &fetch);
+    tile_rows<kGemmRowStride>(in.packed + r * kGemmRowStride, in.panel, in.y + r * in.y_stride, shape,
+                              &fetch);
   }
 }
 
 void gemm_panel(const GemmPanel& in) {
   switch (in.type) {
-    case WeightType::kF32: return gemm_panel_typed<float>(in);
-    case WeightType::kF16: return gemm_panel_typed<F16>(in);
-    case WeightType::kBF16: return gemm_panel_typed<Bf16>(in);
+    case WeightType::kF32:
+      return gemm_panel_typed<float>(in);
+    case WeightType::kF16:
+      return gemm_panel_typed<F16>(in);
+    case WeightType::kBF16:
+      return gemm_panel_typed<Bf16>(in);
   }
 }
 
-// kRows weight rows against kTokens tokens. Every output is summed in the same order whatever kRows and kTokens are.
+// kRows weight rows against kTokens tokens. Every output is summed in the same order whatever kRows and
+// kTokens are.
 template <int kRows, int kTokens, typename W>
 void gemv_block(const float* x, int64_t k, const W* weight, const float* bias, float* y, int64_t y_stride,
                 int64_t prefetch_distance) {
@@ -318,7 +326,8 @@ void gemv_block(const float* x, int64_t k, const W* weight, const float* bias, f
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int t = 0; t < kTokens; ++t) y[t * y_stride + r] = reduce_add(sums[r][t]) + (bias == nullptr ? 0.0f : bias[r]);
+    for (int t = 0; t < kTokens; ++t)
+      y[t * y_stride + r] = reduce_add(sums[r][t]) + (bias == nullptr ? 0.0f : bias[r]);
   }
 }
 
@@ -329,7 +338,8 @@ void gemv_typed(const float* x, int64_t k, const W* weight, int64_t columns, con
   const int64_t distance = kRowsPerGemv * k * static_cast<int64_t>(sizeof(W));
   int64_t j = 0;
   for (; j + kRowsPerGemv <= columns; j += kRowsPerGemv) {
-    gemv_block<kRowsPerGemv, kTokens>(x, k, weight + j * k, bias == nullptr ? nullptr : bias + j, y + j, y_stride, distance);
+    gemv_block<kRowsPerGemv, kTokens>(x, k, weight + j * k, bias == nullptr ? nullptr : bias + j, y + j,
+                                      y_stride, distance);
   }
   for (; j < columns; ++j) {
     gemv_block<1, kTokens>(x, k, weight + j * k, bias == nullptr ? nullptr : bias + j, y + j, y_stride, 0);
@@ -337,14 +347,19 @@ void gemv_typed(const float* x, int64_t k, const W* weight, int64_t columns, con
 }
 
 template <typename W>
-void gemv_tokens(const float* x, int64_t tokens, int64_t k, const W* weight, int64_t columns, const float* bias, float* y,
-                 int64_t y_stride) {
+void gemv_tokens(const float* x, int64_t tokens, int64_t k, const W* weight, int64_t columns,
+                 const float* bias, float* y, int64_t y_stride) {
   switch (tokens) {
-    case 1: return gemv_typed<1>(x, k, weight, columns, bias, y, y_stride);
-    case 2: return gemv_typed<2>(x, k, weight, columns, bias, y, y_stride);
-    case 3: return gemv_typed<3>(x, k, weight, columns, bias, y, y_stride);
-    case 4: return gemv_typed<4>(x, k, weight, columns, bias, y, y_stride);
-    default: return;
+    case 1:
+      return gemv_typed<1>(x, k, weight, columns, bias, y, y_stride);
+    case 2:
+      return gemv_typed<2>(x, k, weight, columns, bias, y, y_stride);
+    case 3:
+      return gemv_typed<3>(x, k, weight, columns, bias, y, y_stride);
+    case 4:
+      return gemv_typed<4>(x, k, weight, columns, bias, y, y_stride);
+    default:
+      return;
   }
 }
 

@@ -1,5 +1,6 @@
-// A vector of floats in the widest registers of the instruction set this file is compiled for. Included only by *.isa.cc
-// sources; everything has internal linkage, so no copy compiled for one machine can be linked into code for another.
+// A vector of floats in the widest registers of the instruction set this file is compiled for. Included only
+// by *.isa.cc sources; everything has internal linkage, so no copy compiled for one machine can be linked
+// into code for another.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +45,9 @@ inline Vec load_f16_partial(const uint16_t* p, int64_t count) {
 inline Vec widen_bf16(__m256i bits) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
-inline Vec load_bf16(const uint16_t* p) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline Vec load_bf16(const uint16_t* p) {
+  return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 inline Vec load_bf16_partial(const uint16_t* p, int64_t count) {
   return widen_bf16(_mm256_maskz_loadu_epi16(lane_mask(count), p));
 }
@@ -77,7 +80,8 @@ constexpr int kLanes = 8;
 using Vec = __m256;
 
 inline __m256i lane_mask(int64_t count) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec set1(float value) { return _mm256_set1_ps(value); }
@@ -90,13 +94,21 @@ inline __m128i load_16bit_partial(const uint16_t* p, int64_t count) {
   for (int64_t i = 0; i < count; ++i) copy[i] = p[i];
   return _mm_load_si128(reinterpret_cast<const __m128i*>(copy));
 }
-inline Vec load_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-inline Vec load_f16_partial(const uint16_t* p, int64_t count) { return _mm256_cvtph_ps(load_16bit_partial(p, count)); }
+inline Vec load_f16(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vec load_f16_partial(const uint16_t* p, int64_t count) {
+  return _mm256_cvtph_ps(load_16bit_partial(p, count));
+}
 inline Vec widen_bf16(__m128i bits) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
-inline Vec load_bf16(const uint16_t* p) { return widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-inline Vec load_bf16_partial(const uint16_t* p, int64_t count) { return widen_bf16(load_16bit_partial(p, count)); }
+inline Vec load_bf16(const uint16_t* p) {
+  return widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vec load_bf16_partial(const uint16_t* p, int64_t count) {
+  return widen_bf16(load_16bit_partial(p, count));
+}
 inline void store_f16(uint16_t* p, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -121,7 +133,9 @@ inline Vec power_of_two(Vec biased) {
   return _mm256_castsi256_ps(
       _mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(biased), _mm256_set1_epi32(127)), 23));
 }
-inline Vec zero_where_less(Vec v, Vec x, Vec limit) { return _mm256_and_ps(v, _mm256_cmp_ps(x, limit, _CMP_NLT_UQ)); }
+inline Vec zero_where_less(Vec v, Vec x, Vec limit) {
+  return _mm256_and_ps(v, _mm256_cmp_ps(x, limit, _CMP_NLT_UQ));
+}
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 inline void prefetch_to_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
@@ -206,11 +220,13 @@ inline void prefetch_to_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 #endif
 
-// exp(x) within 2 ulp; 0 below -86.98 (where the result nears the subnormals), infinity above 88.72, NaN for NaN.
-// Range reduction by powers of two with ln 2 in two parts (Cody and Waite), then the Taylor polynomial of degree 7 on
+// exp(x) within 2 ulp; 0 below -86.98 (where the result nears the subnormals), infinity above 88.72, NaN for
+// NaN. Range reduction by powers of two with ln 2 in two parts (Cody and Waite), then the Taylor polynomial
+// of degree 7 on
 // [-ln2/2, ln2/2], whose truncation error is below 2^-27.
 inline Vec exp(Vec x) {
-  const Vec magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
+  const Vec magic =
+      set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
   const Vec clamped = min(set1(89.0f), max(set1(-88.0f), x));
   const Vec biased = fma(clamped, set1(1.44269504088896341f), magic);
   const Vec n = sub(biased, magic);
