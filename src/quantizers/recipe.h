@@ -35,15 +35,16 @@ struct LinearSettings {
   // floor(in/hidden) where outlier_scaling is set); 0 none; else that many before scaling.
   int64_t outlier_columns = 0;
   bool outlier_scaling = false;  // multiply by floor(in/hidden): 8-bit down projections
-  double outlier_threshold =
-      0.0;            // T: no outlier columns where max |x| <= T (doubled for down projections); 0: off
+  // T: no outlier columns where max |x| <= T (doubled for down projections); 0: off.
+  double outlier_threshold = 0.0;
   bool clip = false;  // search the clipping factor p*
   double clip_norm = 2.4;
   int64_t clip_steps = 80;   // p = 1.00, 0.99, ...
   double damping = 0.01;     // GPTQ: fraction of mean(diag H) added to the diagonal
   int64_t block_size = 128;  // GPTQ: columns per lazy update
-  std::string column_order =
-      "ascending";  // GPTQ: "ascending" (QUIK: by max|x|, outliers last), "natural", "descending"
+  // GPTQ: "ascending" (QUIK: by max|x|), "natural", "descending" (diagonal of H); outlier columns always
+  // last.
+  std::string column_order = "ascending";
   bool calibrate_on_quantized = true;  // statistics from the already quantized earlier layers
 
   // Sets one field. Throws UsageError naming `source`, field, value and the allowed ones for an unknown field

@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::string_view kRtnW4A4 = R"({
   "name": "rtn-w4a4",
-  "description": "4-bit weights and activations by plain rounding, no outlier columns: the baseline that QUIK repairs",
+  "description": "4-bit weights and activations by plain rounding: the baseline that QUIK repairs",
   "defaults": {
     "quantizer": "rtn",
     "format": "quik",
@@ -21,7 +21,7 @@ constexpr std::string_view kRtnW4A4 = R"({
 
 constexpr std::string_view kQuik4b = R"({
   "name": "quik-4b",
-  "description": "QUIK: 4-bit weights and activations, outlier columns in 16 bits, GPTQ, clip search; down projections 8 bit",
+  "description": "QUIK at 4 bits: outlier columns in 16 bits, GPTQ, clip search; down projections 8 bit",
   "defaults": {
     "quantizer": "gptq",
     "format": "quik",
@@ -38,7 +38,7 @@ constexpr std::string_view kQuik4b = R"({
 
 constexpr std::string_view kQuik8b = R"({
   "name": "quik-8b",
-  "description": "QUIK at 8 bits: weights and activations, outlier columns in 16 bits, GPTQ, clip search",
+  "description": "QUIK at 8 bits: outlier columns in 16 bits, GPTQ, clip search",
   "defaults": {
     "quantizer": "gptq",
     "format": "quik",
