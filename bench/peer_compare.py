@@ -197,7 +197,8 @@ def prepared_model(options, gguf):
         return options.model
     target = PEER_HOME / f"{gguf.stem.split('.')[0]}-{options.recipe}"
     if not target.exists():
-        run_checked([measure.PROGRAM, "quantize", gguf, "-o", target, "--recipe", options.recipe],
+        run_checked([measure.PROGRAM, "quantize", gguf, "-o", target, "--recipe", options.recipe,
+                     "--calib-ids", "tests/fixtures/smollm2/calibration_ids.safetensors"],
                     f"quantizing the model with {options.recipe}")
     return target
 
