@@ -69,16 +69,21 @@ int available_cores() {
   return cores;
 }
 
-// One job at a time. A job is published by storing its fields and then a new `generation`; the count of
-// workers that have finished with it (`idle`) gates the next publication, so no worker ever reads fields of
-// two jobs.
+// One job at a time. The gate says which job it is, whether threads may still join it, and how many have: the
+// caller publishes a job's fields and opens the gate; a worker that sees it open joins by counting itself in;
+// when the tasks are used up the caller shuts the gate and waits for those who joined. A worker that comes
+// too late, because on a crowded machine it was not running, finds the gate shut and is not waited for.
 struct ThreadPool::State {
+  static constexpr uint64_t kOpen = uint64_t{1} << 16;        // bits below: workers inside
+  static constexpr uint64_t kGeneration = uint64_t{1} << 17;  // bits from here: number of the job
+  static uint64_t generation_of(uint64_t gate) { return gate / kGeneration; }
+  static uint64_t inside(uint64_t gate) { return gate % kOpen; }
+
   int threads = 1;
   std::vector<std::thread> workers;
 
-  std::atomic<uint64_t> generation{0};
+  std::atomic<uint64_t> gate{0};
   std::atomic<int64_t> next_task{0};
-  std::atomic<int> idle{0};
   int64_t tasks = 0;
   Task task = nullptr;
   void* context = nullptr;
@@ -106,27 +111,36 @@ struct ThreadPool::State {
     task_thread = -1;
   }
 
+  bool join(uint64_t seen) {
+    uint64_t current = gate.load(std::memory_order_acquire);
+    while ((current & kOpen) != 0 && generation_of(current) == seen) {
+      if (gate.compare_exchange_weak(current, current + 1, std::memory_order_acq_rel)) return true;
+    }
+    return false;
+  }
+
   void worker_loop(int thread) {
     uint64_t seen = 0;
     for (;;) {
-      uint64_t current = generation.load(std::memory_order_acquire);
+      uint64_t current = generation_of(gate.load(std::memory_order_acquire));
       if (current == seen && !stopping.load(std::memory_order_acquire)) {
         const double spin_until = monotonic_seconds() + kSpinSeconds;
         for (int spins = 0; current == seen && !stopping.load(std::memory_order_acquire); ++spins) {
           if ((spins & 63) == 63 && monotonic_seconds() > spin_until) {
             std::unique_lock lock(mutex);
             sleepers.fetch_add(1);
-            wake.wait(lock, [&] { return generation.load() != seen || stopping.load(); });
+            wake.wait(lock, [&] { return generation_of(gate.load()) != seen || stopping.load(); });
             sleepers.fetch_sub(1);
           }
           pause_cpu();
-          current = generation.load(std::memory_order_acquire);
+          current = generation_of(gate.load(std::memory_order_acquire));
         }
       }
       if (stopping.load(std::memory_order_acquire)) return;
       seen = current;
+      if (!join(seen)) continue;
       work(thread);
-      idle.fetch_add(1, std::memory_order_release);
+      gate.fetch_sub(1, std::memory_order_release);
     }
   }
 };
@@ -167,18 +181,21 @@ void ThreadPool::run(int64_t tasks, Task task, void* context) {
   state.task = task;
   state.context = context;
   state.exception = nullptr;
-  state.idle.store(0, std::memory_order_relaxed);
   state.next_task.store(0, std::memory_order_relaxed);
-  state.generation.fetch_add(1);  // seq_cst: ordered with the sleepers' check below
+  // Nobody is inside and the gate is shut. seq_cst: ordered with the sleepers' check below.
+  const uint64_t generation = State::generation_of(state.gate.load(std::memory_order_relaxed)) + 1;
+  state.gate.store(generation * State::kGeneration + State::kOpen);
   if (state.sleepers.load() > 0) {
     { const std::lock_guard lock(state.mutex); }
     state.wake.notify_all();
   }
   state.work(0);
-  for (int spins = 0; state.idle.load(std::memory_order_acquire) < state.threads - 1; ++spins) {
-    // On an oversubscribed machine a worker may not be running: give it our core.
+  uint64_t gate = state.gate.fetch_and(~State::kOpen, std::memory_order_acq_rel);
+  for (int spins = 0; State::inside(gate) != 0; ++spins) {
+    // On a crowded machine a worker may not be running: give it our core.
     if (spins > 2000) std::this_thread::yield();
     pause_cpu();
+    gate = state.gate.load(std::memory_order_acquire);
   }
   if (state.exception) std::rethrow_exception(state.exception);
 }

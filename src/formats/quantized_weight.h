@@ -8,8 +8,19 @@
 
 namespace nibble {
 
+// Compressed sparse rows: the entries of row r are [row_offsets[r], row_offsets[r + 1]), their columns
+// strictly ascending within the row.
+struct SparsePart {
+  std::vector<int64_t> row_offsets;  // [n + 1], or empty when there is no sparse part
+  std::vector<int32_t> columns;      // [entries]
+  std::vector<float> values;         // [entries], added to the dense value at their place
+
+  bool empty() const { return columns.empty(); }
+};
+
 // W[n, k] = scale[n, group(j)] * (code[n, j] - zero[n, group(j)]) for integer columns j; outlier columns are
-// kept as floats.
+// kept as floats. With codebooks W[n, j] = codebooks[n, code[n, j]] instead. The sparse part is added to
+// either.
 struct QuantizedWeight {
   int64_t out_features = 0;  // n
   int64_t in_features = 0;   // k, all columns
@@ -23,9 +34,19 @@ struct QuantizedWeight {
   std::vector<float> scales;  // [n, groups]
   std::vector<float> zeros;   // [n, groups] in code units, or empty when symmetric
 
+  // Codebook part (SqueezeLLM): one table per output row; codes are then unsigned, in [0, 2^b), and there are
+  // neither scales nor zeros.
+  std::vector<float> codebooks;  // [n, 2^b] or empty
+
+  SparsePart sparse;
+
   // 16-bit part: columns kept in floating point (QUIK's outlier columns).
   std::vector<int32_t> outlier_columns;  // ascending, unique, < k
   std::vector<float> outlier_weights;    // [n, outliers]
+
+  // 8-bit activations: the step of a static per-tensor grid, or 0 where every token gets its own while
+  // running.
+  float activation_scale = 0;
 
   std::vector<float> bias;  // [n] or empty
 

@@ -26,12 +26,13 @@ void set_float_weight(LinearSlot& slot, const Tensor& weight) {
 
 }  // namespace
 
-bool needs_hessian(const LinearSettings& settings) {
-  return find_quantizer(settings.quantizer).needs_hessian;
+CalibrationNeeds calibration_needs(const LinearSettings& settings) {
+  if (settings.format == "dense") return {};
+  return find_quantizer(settings.quantizer).needs(settings);
 }
 
 bool needs_calibration(const LinearSettings& settings) {
-  return settings.format != "dense" && (needs_hessian(settings) || settings.outlier_columns != 0);
+  return settings.format != "dense" && (calibration_needs(settings).any() || settings.outlier_columns != 0);
 }
 
 bool BlockQuantizer::needs_statistics(const LinearGroup& group, bool* hessian) const {
@@ -41,7 +42,7 @@ bool BlockQuantizer::needs_statistics(const LinearGroup& group, bool* hessian) c
     const LinearSettings settings = recipe_.settings_for(slot.name, slot.role);
     if (!needs_calibration(settings)) continue;
     any = true;
-    *hessian = *hessian || needs_hessian(settings);
+    *hessian = *hessian || calibration_needs(settings).hessian;
   }
   return any;
 }
@@ -80,59 +81,69 @@ void BlockQuantizer::quantize_group(LinearGroup& group, const InputStatistics* s
   for (LinearSlot& slot : group.slots()) {
     throw_if_interrupted();
     const LinearSettings settings = recipe_.settings_for(slot.name, slot.role);
-    Tensor weight = float_weight(slot, group.in_features());
-    LinearResult result = {.name = slot.name, .format = settings.format};
-
     if (settings.format == "dense") {
-      PackedLinear kept = to_16_bit(*slot.packed);
-      result.weight_bits = result.activation_bits = 16;
-      result.bits_per_weight =
-          8.0 * static_cast<double>(kept.weight_bytes()) / static_cast<double>(weight.elements());
-      out->linears.push_back(std::move(kept));
-      out->results.push_back(std::move(result));
-      continue;
+      keep_dense(slot, out);
+    } else {
+      quantize_slot(slot, group.in_features(), settings, statistics, out);
     }
-
-    const LinearFormat* format = find_format(settings.format);
-    NIBBLE_CHECK(format != nullptr);  // the recipe was checked
-    QuantizerInput input = {.name = slot.name,
-                            .weight = weight.data<float>(),
-                            .out_features = slot.out_features,
-                            .in_features = group.in_features(),
-                            .statistics = statistics,
-                            .settings = &settings,
-                            .f16_scales = format->f16_scales};
-    if (settings.outlier_columns != 0) {
-      input.outlier_columns =
-          select_outlier_columns(*statistics, settings, spec_.hidden_size, slot.role == LinearRole::kDown);
-    }
-    QuantizedWeight quantized = find_quantizer(settings.quantizer).quantize(input, pool_);
-    if (const Tensor* bias = slot.packed->find("bias")) {
-      const Tensor floats = to_f32(*bias);
-      quantized.bias.assign(floats.data<float>(), floats.data<float>() + floats.elements());
-    }
-    PackedLinear packed = format->pack(quantized, slot.name);
-    format->validate(packed);
-
-    Tensor dequantized = Tensor::empty(DType::kF32, {slot.out_features, group.in_features()});
-    format->dequantize(packed, dequantized.mutable_data<float>());
-    const QuantizationError error = quantization_error(input, dequantized.data<float>(), pool_);
-    result.weight_bits = settings.weight_bits;
-    result.activation_bits = settings.activation_bits;
-    result.outlier_columns = static_cast<int64_t>(input.outlier_columns.size());
-    result.bits_per_weight =
-        8.0 * static_cast<double>(packed.weight_bytes()) / static_cast<double>(weight.elements());
-    result.weight_error = error.weight_relative;
-    result.output_error = error.output_relative;
-    log_debug("{}: {} bit, {} outlier columns, weight error {:.3g}, output error {:.3g}", slot.name,
-              result.weight_bits, result.outlier_columns, result.weight_error, result.output_error);
-
-    set_float_weight(slot, dequantized);
-    out->linears.push_back(std::move(packed));
-    out->results.push_back(std::move(result));
   }
   group.prepare(pool_);
   solver_seconds_ += monotonic_seconds() - started;
+}
+
+void BlockQuantizer::keep_dense(const LinearSlot& slot, QuantizedBlock* out) {
+  PackedLinear kept = to_16_bit(*slot.packed);
+  const auto weights = static_cast<double>(kept.out_features * kept.in_features);
+  out->results.push_back({.name = slot.name,
+                          .format = "dense",
+                          .weight_bits = 16,
+                          .activation_bits = 16,
+                          .bits_per_weight = 8.0 * static_cast<double>(kept.weight_bytes()) / weights});
+  out->linears.push_back(std::move(kept));
+}
+
+void BlockQuantizer::quantize_slot(LinearSlot& slot, int64_t in_features, const LinearSettings& settings,
+                                   const InputStatistics* statistics, QuantizedBlock* out) {
+  const Tensor weight = float_weight(slot, in_features);
+  const LinearFormat* format = find_format(settings.format);
+  NIBBLE_CHECK(format != nullptr);  // the recipe was checked
+  QuantizerInput input = {.name = slot.name,
+                          .weight = weight.data<float>(),
+                          .out_features = slot.out_features,
+                          .in_features = in_features,
+                          .statistics = statistics,
+                          .settings = &settings,
+                          .f16_scales = format->f16_scales};
+  if (settings.outlier_columns != 0) {
+    input.outlier_columns =
+        select_outlier_columns(*statistics, settings, spec_.hidden_size, slot.role == LinearRole::kDown);
+  }
+  QuantizedWeight quantized = find_quantizer(settings.quantizer).quantize(input, pool_);
+  if (const Tensor* bias = slot.packed->find("bias")) {
+    const Tensor floats = to_f32(*bias);
+    quantized.bias.assign(floats.data<float>(), floats.data<float>() + floats.elements());
+  }
+  PackedLinear packed = format->pack(quantized, slot.name);
+  format->validate(packed);
+
+  Tensor dequantized = Tensor::empty(DType::kF32, {slot.out_features, in_features});
+  format->dequantize(packed, dequantized.mutable_data<float>());
+  const QuantizationError error = quantization_error(input, dequantized.data<float>(), pool_);
+  LinearResult result = {.name = slot.name,
+                         .format = settings.format,
+                         .weight_bits = settings.weight_bits,
+                         .activation_bits = settings.activation_bits,
+                         .outlier_columns = static_cast<int64_t>(input.outlier_columns.size()),
+                         .bits_per_weight = 8.0 * static_cast<double>(packed.weight_bytes()) /
+                                            static_cast<double>(weight.elements()),
+                         .weight_error = error.weight_relative,
+                         .output_error = error.output_relative};
+  log_debug("{}: {} bit, {} outlier columns, weight error {:.3g}, output error {:.3g}", slot.name,
+            result.weight_bits, result.outlier_columns, result.weight_error, result.output_error);
+
+  set_float_weight(slot, dequantized);
+  out->linears.push_back(std::move(packed));
+  out->results.push_back(std::move(result));
 }
 
 QuantizedBlock BlockQuantizer::quantize(Block& block) {

@@ -2,7 +2,9 @@
 // through it.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "pipeline/quantize_model.h"
@@ -14,6 +16,8 @@ namespace nibble {
 struct QuantizedBlock {
   std::vector<PackedLinear> linears;
   std::vector<LinearResult> results;
+  // Other tensors of the block that quantization changed (a norm that took up scales), by full name.
+  std::map<std::string, Tensor> tensors;
 };
 
 class BlockQuantizer {
@@ -39,6 +43,10 @@ class BlockQuantizer {
   // through it.
   GroupStatistics collect(SubLayer& sublayer, const LinearGroup* only);
   void quantize_group(LinearGroup& group, const InputStatistics* statistics, QuantizedBlock* out);
+  // The 16-bit linear that a recipe leaves as it is.
+  void keep_dense(const LinearSlot& slot, QuantizedBlock* out);
+  void quantize_slot(LinearSlot& slot, int64_t in_features, const LinearSettings& settings,
+                     const InputStatistics* statistics, QuantizedBlock* out);
   bool needs_statistics(const LinearGroup& group, bool* hessian) const;
 
   const Recipe& recipe_;
@@ -48,8 +56,9 @@ class BlockQuantizer {
   double calibration_seconds_ = 0, solver_seconds_ = 0;
 };
 
-// Whether the recipe's settings for a linear ask for the second moments of its input, or for anything of it.
-bool needs_hessian(const LinearSettings& settings);
+// What the settings of a linear ask calibration for, and whether they ask for anything (outlier columns need
+// the channels' maxima).
+CalibrationNeeds calibration_needs(const LinearSettings& settings);
 bool needs_calibration(const LinearSettings& settings);
 
 }  // namespace nibble

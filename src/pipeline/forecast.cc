@@ -20,24 +20,19 @@ constexpr double kForwardsPerBlock = 2.0;
 // Bytes of `rows` rows of zeros in the format and settings of `linear`.
 double packed_bytes_of_rows(const LinearInfo& linear, const LinearSettings& settings, int64_t hidden_size,
                             int64_t rows) {
-  QuantizedWeight sample = {.out_features = rows,
-                            .in_features = linear.in_features,
-                            .weight_bits = static_cast<int>(settings.weight_bits),
-                            .activation_bits = static_cast<int>(settings.activation_bits),
-                            .group_size = settings.group_size};
+  std::vector<int32_t> outlier_columns;
   if (settings.outlier_columns != 0) {
     InputStatistics statistics = {.in_features = linear.in_features, .tokens = 1};
     statistics.max_abs.assign(static_cast<size_t>(linear.in_features), 1e30f);  // above any threshold
-    sample.outlier_columns =
+    outlier_columns =
         select_outlier_columns(statistics, settings, hidden_size, linear.role == LinearRole::kDown);
   }
-  const int64_t columns = sample.integer_columns();
-  const int64_t groups =
-      settings.group_size > 0 ? (columns + settings.group_size - 1) / settings.group_size : 1;
-  sample.codes.assign(static_cast<size_t>(rows * columns), 0);
-  sample.scales.assign(static_cast<size_t>(rows * groups), 1.0f);
-  sample.outlier_weights.assign(static_cast<size_t>(rows) * sample.outlier_columns.size(), 0.0f);
-  return static_cast<double>(find_format(settings.format)->pack(sample, linear.name).weight_bytes());
+  const Quantizer& quantizer = find_quantizer(settings.quantizer);
+  const auto sample = quantizer.sample != nullptr ? quantizer.sample : uniform_sample;
+  return static_cast<double>(
+      find_format(settings.format)
+          ->pack(sample(settings, rows, linear.in_features, std::move(outlier_columns)), linear.name)
+          .weight_bytes());
 }
 
 // Two small samples give what a format stores per row and once per linear.
@@ -128,7 +123,7 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
     bytes += packed_bytes(linear, settings, spec.hidden_size);
     if (linear.layer == 0) block_weights += n * k;
     largest = std::max(largest, n * k);
-    if (needs_hessian(settings) && settings.format != "dense") {
+    if (calibration_needs(settings).hessian) {
       widest = std::max(widest, k);
       solver_operations += n * k * k + k * k * k;
     }

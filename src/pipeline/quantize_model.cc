@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "base/error.h"
 #include "base/interrupt.h"
@@ -89,6 +90,7 @@ class QuantizationRun {
   bool needs_data_ = false;
   std::vector<std::pair<std::string, std::string>> source_hashes_;
   Json linear_configs_ = Json::object();
+  std::set<std::string> replaced_;  // source tensors that a block's shard holds anew
   double quantized_bytes_ = 0, quantized_weights_ = 0;
   QuantizeResult result_;
 };
@@ -168,7 +170,7 @@ void QuantizationRun::write_rest(QuantizedFolder& folder, const Model& model) {
     if (name.ends_with(".inv_freq"))
       continue;  // a buffer that old checkpoints carry; it follows from the config
     const std::string stem = name.substr(0, name.rfind('.'));
-    if (linear_configs_.contains(stem)) continue;
+    if (linear_configs_.contains(stem) || replaced_.contains(name)) continue;
     if (spec_.tied_embeddings && stem == "lm_head") continue;
     entries[name] = tensor.plain ? *tensor.plain : tensor.read_f32();
   }
@@ -203,6 +205,7 @@ QuantizeResult QuantizationRun::run() {
       folder.read_shard(layer, &notes);
       for (const Json& entry : notes.at("results"))
         results.push_back(result_from_json(entry, "unfinished run"));
+      for (const Json& name : notes.at("tensors")) replaced_.insert(name.get<std::string>());
       ++result_.resumed_blocks;
     } else {
       QuantizedBlock quantized = quantizer.quantize(block);
@@ -215,6 +218,12 @@ QuantizeResult QuantizationRun::run() {
         notes["linears"][linear.name] = packed_linear_config(linear);
       }
       for (const LinearResult& result : results) notes["results"].push_back(result_to_json(result));
+      notes["tensors"] = Json::array();
+      for (auto& [name, tensor] : quantized.tensors) {
+        notes["tensors"].push_back(name);
+        replaced_.insert(name);
+        entries.emplace(name, std::move(tensor));
+      }
       folder.write_shard(layer, entries, notes);
     }
     if (options_.verify) {

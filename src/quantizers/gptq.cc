@@ -315,6 +315,9 @@ QuantizedWeight quantize_gptq(const QuantizerInput& input, ThreadPool& pool) {
 }  // namespace
 
 extern const Quantizer kGptqQuantizer;
-const Quantizer kGptqQuantizer = {.name = "gptq", .needs_hessian = true, .quantize = quantize_gptq};
+const Quantizer kGptqQuantizer = {
+    .name = "gptq",
+    .needs = [](const LinearSettings&) { return CalibrationNeeds{.hessian = true}; },
+    .quantize = quantize_gptq};
 
 }  // namespace nibble

@@ -24,6 +24,18 @@ struct QuantizerInput {
   // The format stores scales as F16: they are rounded to it before codes are chosen, so that packing changes
   // nothing.
   bool f16_scales = false;
+  // F32 [n, k], mean over calibration sequences of the squared gradient of the loss by each weight; only for
+  // quantizers whose needs() ask for it.
+  const float* sensitivity = nullptr;
+};
+
+// What a quantizer wants to have been measured before it sees a linear.
+struct CalibrationNeeds {
+  bool hessian = false;  // InputStatistics with second moments
+  bool sensitivity =
+      false;  // squared gradients of the loss by the weights (one backward pass over the model)
+
+  bool any() const { return hessian || sensitivity; }
 };
 
 // How far the result is from the input, for the log and config.json.
@@ -34,12 +46,20 @@ struct QuantizationError {
 
 struct Quantizer {
   const char* name;
-  bool needs_hessian;
+  CalibrationNeeds (*needs)(const LinearSettings& settings);
   // The result has no bias; outlier weights are unrounded floats. The same bits for any number of threads.
   // Throws Error naming the linear for weights that are not finite and for a Hessian that is not or stays
   // indefinite after damping.
   QuantizedWeight (*quantize)(const QuantizerInput& input, ThreadPool& pool);
+  // A weight of zeros with every part that quantize() fills and of the same sizes, for telling what the
+  // result takes; null stands for uniform_sample().
+  QuantizedWeight (*sample)(const LinearSettings& settings, int64_t out_features, int64_t in_features,
+                            std::vector<int32_t> outlier_columns) = nullptr;
 };
+
+// Codes and scales of a uniform grid, and outlier columns, all zero.
+QuantizedWeight uniform_sample(const LinearSettings& settings, int64_t out_features, int64_t in_features,
+                               std::vector<int32_t> outlier_columns);
 
 std::span<const Quantizer* const> all_quantizers();
 const Quantizer& find_quantizer(std::string_view name);  // UsageError listing the names

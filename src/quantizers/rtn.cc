@@ -38,6 +38,8 @@ QuantizedWeight quantize_rtn(const QuantizerInput& input, ThreadPool& pool) {
 }  // namespace
 
 extern const Quantizer kRtnQuantizer;
-const Quantizer kRtnQuantizer = {.name = "rtn", .needs_hessian = false, .quantize = quantize_rtn};
+const Quantizer kRtnQuantizer = {.name = "rtn",
+                                 .needs = [](const LinearSettings&) { return CalibrationNeeds{}; },
+                                 .quantize = quantize_rtn};
 
 }  // namespace nibble

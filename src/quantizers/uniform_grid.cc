@@ -113,6 +113,23 @@ UniformGrid choose_grid(const QuantizerInput& input, std::span<const int32_t> co
   return grid;
 }
 
+QuantizedWeight uniform_sample(const LinearSettings& settings, int64_t out_features, int64_t in_features,
+                               std::vector<int32_t> outlier_columns) {
+  QuantizedWeight sample = {.out_features = out_features,
+                            .in_features = in_features,
+                            .weight_bits = static_cast<int>(settings.weight_bits),
+                            .activation_bits = static_cast<int>(settings.activation_bits),
+                            .group_size = settings.group_size,
+                            .outlier_columns = std::move(outlier_columns)};
+  const int64_t columns = sample.integer_columns();
+  const int64_t groups =
+      settings.group_size > 0 ? (columns + settings.group_size - 1) / settings.group_size : 1;
+  sample.codes.assign(static_cast<size_t>(out_features * columns), 0);
+  sample.scales.assign(static_cast<size_t>(out_features * groups), 1.0f);
+  sample.outlier_weights.assign(static_cast<size_t>(out_features) * sample.outlier_columns.size(), 0.0f);
+  return sample;
+}
+
 QuantizedWeight begin_result(const QuantizerInput& input, const UniformGrid& grid, int64_t integer_columns) {
   QuantizedWeight result;
   result.out_features = input.out_features;

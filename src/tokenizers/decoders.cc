@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "io/printable.h"
 #include "tokenizers/byte_level.h"
 #include "tokenizers/description.h"
 #include "tokenizers/regex.h"
@@ -336,7 +337,7 @@ class MetaspaceDecoder : public Decoder {
 std::string one_character(const Description& where, const std::string& key) {
   std::string text = where.string(key);
   if (text.empty() || utf8_length(text.front()) != text.size()) {
-    fail("{}: '{}' is '{}', expected one character", where.name(), key, text);
+    fail("{}: '{}' is '{}', expected one character", where.name(), key, printable(text));
   }
   return text;
 }

@@ -1,6 +1,7 @@
 #include "tokenizers/description.h"
 
 #include "base/error.h"
+#include "io/printable.h"
 
 namespace nibble {
 
@@ -54,7 +55,7 @@ std::vector<Description> Description::children(const std::string& key) const {
 }
 
 void Description::unsupported(const std::string& type) const {
-  fail("{}: type '{}' is not supported", name_, type);
+  fail("{}: type '{}' is not supported", name_, printable(type));
 }
 
 }  // namespace nibble

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "io/printable.h"
 #include "tokenizers/unicode.h"
 
 namespace nibble {
@@ -144,8 +145,7 @@ class Translator {
 
  private:
   [[noreturn]] void refuse(std::string_view what) const {
-    fail("{}: regular expression '{}': {} at byte {}", source_, sanitize_utf8(pattern_.substr(0, 120)), what,
-         position_);
+    fail("{}: regular expression '{}': {} at byte {}", source_, printable(pattern_), what, position_);
   }
   bool at_end() const { return position_ >= pattern_.size(); }
   char peek(size_t ahead = 0) const {

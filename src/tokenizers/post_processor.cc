@@ -1,6 +1,7 @@
 #include "tokenizers/post_processor.h"
 
 #include "base/error.h"
+#include "io/printable.h"
 #include "tokenizers/description.h"
 
 namespace nibble {
@@ -26,11 +27,11 @@ std::vector<int32_t> parse_special_token(const Description& where, const std::st
                                          const Vocabulary& vocabulary) {
   const Json* tokens = where.find("special_tokens");
   if (tokens == nullptr || !tokens->is_object() || !tokens->contains(name)) {
-    fail("{}: special token '{}' is not described in 'special_tokens'", where.name(), name);
+    fail("{}: special token '{}' is not described in 'special_tokens'", where.name(), printable(name));
   }
   const Json& token = (*tokens)[name];
   if (!token.is_object() || !token.contains("ids") || !token["ids"].is_array()) {
-    fail("{}: special token '{}' has no array 'ids'", where.name(), name);
+    fail("{}: special token '{}' has no array 'ids'", where.name(), printable(name));
   }
   std::vector<int32_t> ids;
   for (const Json& id : token["ids"]) ids.push_back(checked_id(id, vocabulary, where));
@@ -47,7 +48,7 @@ PostProcessor parse_template(const Description& where, const Vocabulary& vocabul
     const std::string kind = known ? item.begin().key() : "";
     if (kind == "Sequence") {
       const std::string id = json_string(*item.begin(), "id", "A", where.name());
-      if (id != "A") fail("{}: 'single' names sequence '{}', expected A", where.name(), id);
+      if (id != "A") fail("{}: 'single' names sequence '{}', expected A", where.name(), printable(id));
       ++sequences;
     } else if (kind == "SpecialToken") {
       const std::string name = json_string(*item.begin(), "id", std::nullopt, where.name());

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "io/printable.h"
 #include "tokenizers/byte_level.h"
 #include "tokenizers/description.h"
 #include "tokenizers/unicode.h"
@@ -167,13 +168,13 @@ SplitBehavior parse_behavior(const Description& where, std::optional<std::string
   if (name == "MergedWithNext") return SplitBehavior::kMergedWithNext;
   if (name == "Contiguous") return SplitBehavior::kContiguous;
   fail("{}: 'behavior' is '{}', expected Isolated, Removed, MergedWithPrevious, MergedWithNext or Contiguous",
-       where.name(), name);
+       where.name(), printable(name));
 }
 
 std::unique_ptr<PreTokenizer> parse_metaspace(const Description& where) {
   std::string replacement = where.string("replacement");
   if (replacement.empty() || utf8_length(replacement.front()) != replacement.size()) {
-    fail("{}: 'replacement' is '{}', expected one character", where.name(), replacement);
+    fail("{}: 'replacement' is '{}', expected one character", where.name(), printable(replacement));
   }
   // Before version 0.15 of `tokenizers` there was a flag.
   const bool prefix = where.boolean("add_prefix_space", true);
@@ -186,7 +187,7 @@ std::unique_ptr<PreTokenizer> parse_metaspace(const Description& where) {
   } else if (scheme == "never") {
     prepend = Metaspace::Prepend::kNever;
   } else {
-    fail("{}: 'prepend_scheme' is '{}', expected always, first or never", where.name(), scheme);
+    fail("{}: 'prepend_scheme' is '{}', expected always, first or never", where.name(), printable(scheme));
   }
   return std::make_unique<Metaspace>(std::move(replacement), prepend, where.boolean("split", true));
 }

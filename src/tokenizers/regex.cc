@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "io/printable.h"
 #include "tokenizers/onig_syntax.h"
 #include "tokenizers/unicode.h"
 
@@ -25,11 +26,6 @@ std::string pcre_message(int code) {
   return reinterpret_cast<const char*>(text);
 }
 
-std::string shortened(std::string_view pattern) {
-  if (pattern.size() <= 120) return std::string(pattern);
-  return sanitize_utf8(pattern.substr(0, 117)) + "...";
-}
-
 }  // namespace
 
 struct Regex::State {
@@ -42,7 +38,7 @@ struct Regex::State {
 };
 
 Regex::Regex(std::string_view pattern, const std::string& source) : state_(std::make_unique<State>()) {
-  state_->pattern = shortened(pattern);
+  state_->pattern = printable(pattern);
   state_->source = source;
   const std::string translated = translate_onig_pattern(pattern, source);
 

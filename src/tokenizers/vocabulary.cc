@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "base/error.h"
+#include "io/printable.h"
 #include "tokenizers/unicode.h"
 
 namespace nibble {
@@ -37,8 +38,7 @@ void Vocabulary::grow(size_t slots) {
 
 void Vocabulary::add(std::string_view text, int64_t id, const std::string& source) {
   if (id < 0 || id >= kMaxVocabulary) {
-    fail("{}: token '{}' has id {}, expected 0 to {}", source, sanitize_utf8(text.substr(0, 64)), id,
-         kMaxVocabulary - 1);
+    fail("{}: token '{}' has id {}, expected 0 to {}", source, printable(text, 64), id, kMaxVocabulary - 1);
   }
   if (text.empty()) fail("{}: token {} is empty", source, id);
   if (text.size() > kMaxTokenBytes) {
@@ -46,12 +46,12 @@ void Vocabulary::add(std::string_view text, int64_t id, const std::string& sourc
   }
   if (!is_valid_utf8(text)) fail("{}: token {} is not valid UTF-8", source, id);
   if (const int32_t other = find(text); other >= 0) {
-    fail("{}: token '{}' has two ids, {} and {}", source, text.substr(0, 64), other, id);
+    fail("{}: token '{}' has two ids, {} and {}", source, printable(text, 64), other, id);
   }
   const auto index = static_cast<size_t>(id);
   if (index < spans_.size() && spans_[index].length > 0) {
-    fail("{}: id {} belongs to two tokens, '{}' and '{}'", source, id, this->text(static_cast<int32_t>(id)),
-         text.substr(0, 64));
+    fail("{}: id {} belongs to two tokens, '{}' and '{}'", source, id,
+         printable(this->text(static_cast<int32_t>(id)), 64), printable(text, 64));
   }
   if (index >= spans_.size()) spans_.resize(index + 1);
   spans_[index] = {bytes_.size(), static_cast<uint32_t>(text.size())};

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "io/printable.h"
 #include "tokenizers/merge_symbols.h"
 #include "tokenizers/unicode.h"
 
@@ -54,7 +55,8 @@ class BpeModel : public WordModel {
     if (!options_.unk_token.empty()) {
       unk_id_ = vocabulary.find(options_.unk_token);
       if (unk_id_ < 0)
-        fail("{}: 'unk_token' is '{}', which is not in the vocabulary", source, options_.unk_token);
+        fail("{}: 'unk_token' is '{}', which is not in the vocabulary", source,
+             printable(options_.unk_token));
     }
     for (size_t code = 0; code < small_ids_.size(); ++code) {
       std::string text;
@@ -100,17 +102,18 @@ class BpeModel : public WordModel {
       const int32_t left_id = vocabulary_.find(left), right_id = vocabulary_.find(right);
       if (left_id < 0 || right_id < 0) {
         fail("{}: merge {} names '{}', which is not in the vocabulary", source, rank,
-             left_id < 0 ? left : right);
+             printable(left_id < 0 ? left : right));
       }
       const std::string& prefix = options_.continuing_subword_prefix;
       if (right.size() < prefix.size()) {
         fail("{}: merge {} names '{}', which is shorter than the continuing_subword_prefix '{}'", source,
-             rank, right, prefix);
+             rank, printable(right), printable(prefix));
       }
       joined.assign(left);
       joined += right.substr(prefix.size());
       const int32_t id = vocabulary_.find(joined);
-      if (id < 0) fail("{}: merge {} makes '{}', which is not in the vocabulary", source, rank, joined);
+      if (id < 0)
+        fail("{}: merge {} makes '{}', which is not in the vocabulary", source, rank, printable(joined));
       merges_.set(left_id, right_id, {static_cast<uint32_t>(rank), id});
       crossing = crossing || (right.starts_with(kMetaspace) && !left.ends_with(kMetaspace));
     }

@@ -142,8 +142,8 @@ TEST(Quantizers, NameTheLayerRowAndColumnOfBadWeights) {
 
 TEST(Quantizers, AreFoundByName) {
   EXPECT_STREQ(find_quantizer("rtn").name, "rtn");
-  EXPECT_FALSE(find_quantizer("rtn").needs_hessian);
-  EXPECT_TRUE(find_quantizer("gptq").needs_hessian);
+  EXPECT_FALSE(find_quantizer("rtn").needs({}).any());
+  EXPECT_TRUE(find_quantizer("gptq").needs({}).hessian);
   try {
     find_quantizer("gptqq");
     FAIL();
