@@ -1,0 +1,81 @@
+// A quantized model in memory and the same one written, read and prepared again.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <map>
+
+#include "model_running.h"
+#include "pipeline/block_quantizer.h"
+#include "pipeline/quantize_model.h"
+#include "temporary_folder.h"
+
+namespace nibble::testing {
+namespace {
+
+constexpr int64_t kSequences = 8;
+
+// Quantizes block after block as quantize_model() does and puts the linears into a loaded model.
+std::unique_ptr<Model> quantize_in_memory(const Checkpoint& checkpoint, const Recipe& recipe,
+                                          const CalibrationData& data, ThreadPool& pool) {
+  const std::unique_ptr<Model> shell = Model::load_shell(checkpoint, pool, {.context_length = data.length});
+  ResidualStream stream(*shell, data);
+  BlockQuantizer quantizer(recipe, shell->spec(), &stream, pool);
+  std::map<std::string, std::shared_ptr<const PackedLinear>> packed;
+  for (int64_t layer = 0; layer < shell->spec().layers; ++layer) {
+    Block block = shell->load_block(layer, pool);
+    stream.next_block(*shell);
+    for (PackedLinear& linear : quantizer.quantize(block).linears) {
+      const std::string name = linear.name;
+      packed[name] = std::make_shared<PackedLinear>(std::move(linear));
+    }
+  }
+  std::unique_ptr<Model> model = Model::load(checkpoint, pool);
+  model->for_each_group([&](LinearGroup& group) {
+    for (LinearSlot& slot : group.slots()) slot.packed = packed.at(slot.name);
+    group.prepare(pool);
+  });
+  return model;
+}
+
+class Reload : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(Reload, GivesTheSameLogitsBitForBit) {
+  const std::string source = fixture("llama_outliers");
+  const std::string calibration = source + "/calibration_ids.safetensors";
+  ThreadPool pool(2);
+  const Checkpoint checkpoint = Checkpoint::open(source);
+  const ModelSpec spec = read_model_spec(checkpoint);
+  const Recipe recipe = Recipe::find(GetParam());
+  const CalibrationOptions options = {.ids_file = calibration, .sequences = kSequences};
+  const CalibrationData data = load_calibration_data(options, spec, source);
+  const std::unique_ptr<Model> in_memory = quantize_in_memory(checkpoint, recipe, data, pool);
+
+  const TemporaryFolder folder;
+  const std::filesystem::path output = folder.path() / "quantized";
+  quantize_model(
+      {.model = source, .output = output, .recipe = recipe, .calibration = options, .embedding_bits = 16},
+      pool);
+  const Checkpoint written = Checkpoint::open(output);
+  const std::unique_ptr<Model> reloaded = Model::load(written, pool);
+
+  const std::vector<int32_t> ids(data.ids.begin(), data.ids.begin() + 48);
+  const std::vector<float> expected = Session(*in_memory, pool, 64).feed(ids);
+  EXPECT_EQ(Session(*reloaded, pool, 64).feed(ids), expected);
+  // Token by token, where other kernels run.
+  const std::vector<float> decoded = Session(*in_memory, pool, 64).feed_in_pieces(ids, 1);
+  EXPECT_EQ(Session(*reloaded, pool, 64).feed_in_pieces(ids, 1), decoded);
+  // The quantized model is another one than the source.
+  EXPECT_NE(Session(*Model::load(checkpoint, pool), pool, 64).feed(ids), expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(Recipes, Reload, ::testing::Values("quik-4b", "quik-8b", "rtn-w4a4"),
+                         [](const auto& recipe) {
+                           std::string name = recipe.param;
+                           for (char& c : name) {
+                             if (c == '-') c = '_';
+                           }
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace nibble::testing
