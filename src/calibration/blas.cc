@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <vector>
 
+#include "backend/cpu/cpu_path.h"
 #include "base/error.h"
 #include "base/log.h"
 
@@ -55,8 +57,55 @@ void resolve(void* handle, const std::string& library, const char* symbol, Funct
   }
 }
 
+// OpenBLAS looks its kernels up by the processor's model number; a release older than the processor knows
+// only its SSE3 kernels for it (0.3.21 on an Emerald Rapids). Instruction sets tell more.
+void choose_core() {
+  if (machine_has(CpuPath::kAvx512Vnni)) {
+    setenv("OPENBLAS_CORETYPE", "SkylakeX", 1);
+  } else if (machine_has(CpuPath::kAvx2)) {
+    setenv("OPENBLAS_CORETYPE", "Haswell", 1);
+  } else {
+    unsetenv("OPENBLAS_CORETYPE");
+  }
+}
+
+// Some releases are known to compute wrong products on processors newer than they are. Integers are exact in
+// any order of summation, so that any other result is a fault.
+void check_products(const Library& library) {
+  constexpr int kRows = 37, kColumns = 53, kDepth = 171;
+  std::vector<float> a(kRows * kDepth), b(kDepth * kColumns), c(kRows * kColumns), gram(kDepth * kDepth);
+  for (int i = 0; i < kRows * kDepth; ++i) a[i] = static_cast<float>(i * 7919 % 23 - 11);
+  for (int i = 0; i < kDepth * kColumns; ++i) b[i] = static_cast<float>(i * 104729 % 19 - 9);
+  library.f32.gemm(kRowMajor, kNoTranspose, kNoTranspose, kRows, kColumns, kDepth, 1.0f, a.data(), kDepth,
+                   b.data(), kColumns, 0.0f, c.data(), kColumns);
+  library.f32.syrk(kRowMajor, kLower, kTranspose, kDepth, kRows, 1.0f, a.data(), kDepth, 0.0f, gram.data(),
+                   kDepth);
+  bool right = true;
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kColumns; ++j) {
+      float sum = 0;
+      for (int l = 0; l < kDepth; ++l) sum += a[i * kDepth + l] * b[l * kColumns + j];
+      right = right && sum == c[i * kColumns + j];
+    }
+  }
+  for (int i = 0; i < kDepth; ++i) {
+    for (int j = 0; j <= i; ++j) {
+      float sum = 0;
+      for (int l = 0; l < kRows; ++l) sum += a[l * kDepth + i] * a[l * kDepth + j];
+      right = right && sum == gram[i * kDepth + j];
+    }
+  }
+  if (!right) {
+    fail(
+        "{} computes wrong matrix products on this processor with its kernels for '{}'; update OpenBLAS, or "
+        "set "
+        "OPENBLAS_CORETYPE to others (such as Haswell) together with NIBBLE_KEEP_OPENBLAS_CORETYPE=1",
+        library.info.library, library.info.core);
+  }
+}
+
 Library load() {
-  if (std::getenv("NIBBLE_KEEP_OPENBLAS_CORETYPE") == nullptr) unsetenv("OPENBLAS_CORETYPE");
+  if (std::getenv("NIBBLE_KEEP_OPENBLAS_CORETYPE") == nullptr) choose_core();
   // Read when the library loads: it must not start threads that would never get work.
   setenv("OPENBLAS_NUM_THREADS", "1", 1);
 
@@ -97,6 +146,7 @@ Library load() {
   set_threads(1);
   library.info.core = core_name();
   library.info.config = config();
+  check_products(library);
   log_debug("OpenBLAS: {} core, {}", library.info.core, library.info.config);
   return library;
 }
