@@ -19,18 +19,11 @@ class AttentionLayer final : public SubLayer {
         parts_(std::move(parts)),
         rope_(std::move(rope)),
         groups_{parts_.query_key_value.get(), parts_.output.get()},
-        kernels_(float_kernels()) {
-    shape_ = {
-        .heads = spec.heads,
-        .kv_heads = spec.kv_heads,
-        .head_dim = spec.head_dim,
-        .window = spec.sliding_window.empty() ? 0 : spec.sliding_window.at(static_cast<size_t>(parts_.layer)),
-        .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec.head_dim))),
-        .query_stride = spec.query_size() + 2 * spec.kv_size(),
-        .out_stride = spec.query_size()};
-  }
+        kernels_(float_kernels()),
+        shape_(attention_shape(spec, parts_.layer)) {}
 
   std::span<LinearGroup* const> groups() override { return groups_; }
+  const AttentionParts* attention_parts() const override { return &parts_; }
 
   void prepare(ThreadPool& pool) override {
     for (LinearGroup* group : groups_) group->prepare(pool);
@@ -139,6 +132,16 @@ class AttentionLayer final : public SubLayer {
 };
 
 }  // namespace
+
+AttentionShape attention_shape(const ModelSpec& spec, int64_t layer) {
+  return {.heads = spec.heads,
+          .kv_heads = spec.kv_heads,
+          .head_dim = spec.head_dim,
+          .window = spec.sliding_window.empty() ? 0 : spec.sliding_window.at(static_cast<size_t>(layer)),
+          .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec.head_dim))),
+          .query_stride = spec.query_size() + 2 * spec.kv_size(),
+          .out_stride = spec.query_size()};
+}
 
 std::unique_ptr<SubLayer> make_attention_layer(const ModelSpec& spec, AttentionParts parts,
                                                std::shared_ptr<const RopeTable> rope) {

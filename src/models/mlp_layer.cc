@@ -16,6 +16,7 @@ class MlpLayer final : public SubLayer {
   }
 
   std::span<LinearGroup* const> groups() override { return groups_; }
+  const MlpParts* mlp_parts() const override { return &parts_; }
 
   void prepare(ThreadPool& pool) override {
     for (LinearGroup* group : groups_) group->prepare(pool);

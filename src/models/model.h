@@ -35,9 +35,16 @@ struct RunContext {
 // the sub-layer there (its residual is left unchanged): calibration needs no more than what it came for.
 using InputTap = std::function<bool(const LinearGroup& group, const float* x, int64_t tokens)>;
 
+struct AttentionParts;
+struct MlpParts;
+
 class SubLayer {
  public:
   virtual ~SubLayer() = default;
+  // What it is made of (models/layers.h), for code that walks it another way than forward() does: one of the
+  // two.
+  virtual const AttentionParts* attention_parts() const { return nullptr; }
+  virtual const MlpParts* mlp_parts() const { return nullptr; }
   // In execution order; each one's input depends on the outputs of those before it and of earlier sub-layers
   // only.
   virtual std::span<LinearGroup* const> groups() = 0;
@@ -79,6 +86,8 @@ class Model {
   const std::vector<Block>& blocks() const { return blocks_; }
   LinearGroup& head() { return *head_; }
   const LinearGroup& head() const { return *head_; }
+  const NormWeights& final_norm() const { return final_norm_; }
+  const RopeTable& rope() const { return *rope_; }
   // Embedding table [vocabulary, hidden] in any format that has dequantize_rows; the head's own when tied.
   const PackedLinear& embedding() const { return *embedding_; }
 
