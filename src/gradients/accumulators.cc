@@ -80,8 +80,7 @@ void GuidedHessians::add(const OutputGradients& dy, const float* x, int64_t toke
       float root = 0;
       if (largest > 0) {
         const float inverse = 1.0f / largest;
-        const float squares =
-            lane_sum(count, [&](int64_t i) { return row[i] * inverse * row[i] * inverse; });
+        const float squares = lane_sum(count, [&](int64_t i) { return row[i] * inverse * row[i] * inverse; });
         root = largest * std::sqrt(squares / static_cast<float>(count));
       }
       salience[static_cast<size_t>(t)] = root;
@@ -97,7 +96,8 @@ void GuidedHessians::add(const OutputGradients& dy, const float* x, int64_t toke
     for (const float root : salience) {
       weights_[static_cast<size_t>(group)] += static_cast<double>(root) * root;
     }
-    collectors_[static_cast<size_t>(group)].add(weighted.data(), tokens, pool, name + " (weighted by gradients)");
+    collectors_[static_cast<size_t>(group)].add(weighted.data(), tokens, pool,
+                                                name + " (weighted by gradients)");
   }
   tokens_ += tokens;
 }
@@ -110,8 +110,8 @@ Tensor GuidedHessians::finish(const std::string& name) {
     float* out = result.mutable_data<float>() + group * k_ * k_;
     const double weight = weights_[static_cast<size_t>(group)];
     if (!(weight > 0)) {
-      log_warning("{}: the loss does not depend on outputs {} to {}; they are quantized without a Hessian", name,
-                  first_row(n_, groups_, group), first_row(n_, groups_, group + 1) - 1);
+      log_warning("{}: the loss does not depend on outputs {} to {}; they are quantized without a Hessian",
+                  name, first_row(n_, groups_, group), first_row(n_, groups_, group + 1) - 1);
       for (int64_t i = 0; i < k_; ++i) out[i * k_ + i] = 1;
       continue;
     }

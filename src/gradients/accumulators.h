@@ -1,6 +1,6 @@
-// What the backward pass leaves behind for each linear: squared gradients by its weights, and second moments of
-// its input weighted by the gradients by its outputs. Results depend on how the tokens are cut into calls, never
-// on the number of threads.
+// What the backward pass leaves behind for each linear: squared gradients by its weights, and second moments
+// of its input weighted by the gradients by its outputs. Results depend on how the tokens are cut into calls,
+// never on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ struct OutputGradients {
   int64_t stride = 0;
 };
 
-// The diagonal of the empirical Fisher matrix as SqueezeLLM (arXiv 2306.07629) takes it: the mean over sequences of
-// the squared gradient of each sequence's loss.
+// The diagonal of the empirical Fisher matrix as SqueezeLLM (arXiv 2306.07629) takes it: the mean over
+// sequences of the squared gradient of each sequence's loss.
 class SquaredGradients {
  public:
   SquaredGradients(int64_t out_features, int64_t in_features);
@@ -37,13 +37,14 @@ class SquaredGradients {
   std::vector<std::vector<float>> tiles_;  // per thread
 };
 
-// GuidedQuant's Hessians (arXiv 2505.07004): the outputs are cut into runs of neighbours, and the input's second
-// moments are taken with each token weighted by the mean squared gradient by the run's outputs.
+// GuidedQuant's Hessians (arXiv 2505.07004): the outputs are cut into runs of neighbours, and the input's
+// second moments are taken with each token weighted by the mean squared gradient by the run's outputs.
 class GuidedHessians {
  public:
   // At most `groups` runs, one per output where there are fewer outputs.
   GuidedHessians(int64_t out_features, int64_t in_features, int64_t groups);
-  void add(const OutputGradients& dy, const float* x, int64_t tokens, ThreadPool& pool, const std::string& name);
+  void add(const OutputGradients& dy, const float* x, int64_t tokens, ThreadPool& pool,
+           const std::string& name);
   // F32 [groups, k, k], each (2 / tokens) sum of s_t x_t x_t^T with s of mean 1: on the scale of
   // InputStatistics::hessian. A run whose outputs never matter gets the identity, with a warning.
   Tensor finish(const std::string& name);

@@ -94,8 +94,8 @@ class AttentionBackward final : public SubLayerBackward {
     });
   }
 
-  // Norm and rotation of one token's heads, from products_ (which stays as it is) into queries_ and keys_, and its
-  // values into values_.
+  // Norm and rotation of one token's heads, from products_ (which stays as it is) into queries_ and keys_,
+  // and its values into values_.
   void split_token(int64_t row, int64_t position) {
     const int64_t d = spec_.head_dim, sequence = row / batch_.length;
     const float* from = products_.data() + row * shape_.query_stride;
@@ -143,9 +143,9 @@ class AttentionBackward final : public SubLayerBackward {
     attention(kernels_, shape, spans, scratch, pool);
   }
 
-  // One KV head of one sequence with the query heads that share it, from by_attended_ to by_products_. With P =
-  // softmax(S), S = scale Q K^T, O = P V and dP = dO V^T: dS = P (dP - sum_j P dP), dQ = scale dS K, dK = scale
-  // dS^T Q, dV = P^T dO.
+  // One KV head of one sequence with the query heads that share it, from by_attended_ to by_products_. With P
+  // = softmax(S), S = scale Q K^T, O = P V and dP = dO V^T: dS = P (dP - sum_j P dP), dQ = scale dS K, dK =
+  // scale dS^T Q, dV = P^T dO.
   void head_backward(int64_t sequence, int64_t kv_head, Work& work) {
     const int64_t d = spec_.head_dim, length = batch_.length, group = spec_.heads / spec_.kv_heads;
     const int64_t q_stride = spec_.query_size(), out_stride = shape_.query_stride;
@@ -188,8 +188,8 @@ class AttentionBackward final : public SubLayerBackward {
     return shape_.window > 0 ? std::max<int64_t>(0, position - shape_.window + 1) : 0;
   }
 
-  // One row over `count` keys of which the token sees [begin, end): p, the scores, becomes the probabilities, and
-  // ds, the gradient by them, becomes scale times the gradient by the scores.
+  // One row over `count` keys of which the token sees [begin, end): p, the scores, becomes the probabilities,
+  // and ds, the gradient by them, becomes scale times the gradient by the scores.
   void softmax_backward(float* p, float* ds, int64_t begin, int64_t end, int64_t count) const {
     std::fill(p, p + begin, 0.0f);
     std::fill(p + end, p + count, 0.0f);
@@ -235,11 +235,11 @@ class AttentionBackward final : public SubLayerBackward {
   GroupWeights query_key_value_, output_;
   const float* input_ = nullptr;
   SequenceBatch batch_;
-  int64_t tiles_ = 0;  // of one sequence
+  int64_t tiles_ = 0;                     // of one sequence
   std::vector<float> normed_, products_;  // [tokens, hidden], [tokens, q + k + v] as the linears gave them
   std::vector<float> queries_;            // [tokens, q], normed and rotated
-  std::vector<float> keys_, values_;      // [sequences, kv_heads, tile_rows, head_dim], keys normed and rotated
-  std::vector<float> attended_;           // [tokens, q]
+  std::vector<float> keys_, values_;  // [sequences, kv_heads, tile_rows, head_dim], keys normed and rotated
+  std::vector<float> attended_;       // [tokens, q]
   std::vector<float> by_attended_, by_products_, by_normed_;
   std::vector<Work> work_;  // per thread
 };

@@ -15,8 +15,8 @@ namespace nibble {
 void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t rows,
               int64_t columns, int64_t depth, bool accumulate, float* c, int64_t c_stride, ThreadPool& pool);
 
-// Rows [first, first + count) of a linear's weight as F32: in place where it is F32 already, else converted into
-// `buffer`, which is made large enough.
+// Rows [first, first + count) of a linear's weight as F32: in place where it is F32 already, else converted
+// into `buffer`, which is made large enough.
 const float* float_rows(const PackedLinear& linear, int64_t first, int64_t count, Tensor* buffer,
                         ThreadPool& pool);
 

@@ -25,7 +25,8 @@ double cross_entropy_row(float* logits, int64_t vocabulary, int32_t target, floa
   const float* top = std::max_element(logits, logits + vocabulary);
   const double largest = *top, wanted = logits[target];
   kernels.softmax(logits, vocabulary);
-  // The largest probability is at least 1 / vocabulary, so that its logarithm is exact where others underflow.
+  // The largest probability is at least 1 / vocabulary, so that its logarithm is exact where others
+  // underflow.
   const double loss = largest - std::log(static_cast<double>(*top)) - wanted;
   logits[target] -= 1.0f;
   for (int64_t i = 0; i < vocabulary; ++i) logits[i] *= factor;
@@ -65,8 +66,8 @@ double loss_gradient(const Model& model, std::span<const int32_t> ids, float* hi
     model.head().forward(x, rows, logits, scratch, pool);
     std::vector<double> losses(static_cast<size_t>(rows));
     pool.parallel_for(rows, [&](int64_t row, int) {
-      losses[static_cast<size_t>(row)] = cross_entropy_row(
-          logits + row * vocabulary, vocabulary, ids[static_cast<size_t>(first + row + 1)], factor);
+      losses[static_cast<size_t>(row)] = cross_entropy_row(logits + row * vocabulary, vocabulary,
+                                                           ids[static_cast<size_t>(first + row + 1)], factor);
     });
     for (const double loss : losses) total += loss;
 

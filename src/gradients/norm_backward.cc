@@ -34,9 +34,8 @@ void add_layer_norm_row(const float* x, const float* weight, const float* dy, in
   const auto g_mean = static_cast<float>(lane_sum(size, [&](int64_t i) { return weight[i] * dy[i]; }) / n);
   const auto along = static_cast<float>(
       lane_sum(size, [&](int64_t i) { return weight[i] * dy[i] * (x[i] - mean) * r; }) / n);
-  lane_loop(size, [&](int64_t i) {
-    gradient[i] += r * (weight[i] * dy[i] - g_mean - (x[i] - mean) * r * along);
-  });
+  lane_loop(size,
+            [&](int64_t i) { gradient[i] += r * (weight[i] * dy[i] - g_mean - (x[i] - mean) * r * along); });
 }
 
 }  // namespace
@@ -61,8 +60,7 @@ void add_norm_backward(const ModelSpec& spec, const NormWeights& norm, const flo
         continue;
       }
       const RmsFactors f = rms_factors(in, weight, out_gradient, size, spec.norm_epsilon);
-      lane_loop(size,
-                [&](int64_t i) { sum[i] += f.direct * weight[i] * out_gradient[i] + f.along * in[i]; });
+      lane_loop(size, [&](int64_t i) { sum[i] += f.direct * weight[i] * out_gradient[i] + f.along * in[i]; });
     }
   });
 }

@@ -31,8 +31,12 @@ CalibrationNeeds calibration_needs(const LinearSettings& settings) {
   return find_quantizer(settings.quantizer).needs(settings);
 }
 
+bool needs_statistics(const LinearSettings& settings) {
+  return settings.format != "dense" && (calibration_needs(settings).hessian || settings.outlier_columns != 0);
+}
+
 bool needs_calibration(const LinearSettings& settings) {
-  return settings.format != "dense" && (calibration_needs(settings).any() || settings.outlier_columns != 0);
+  return needs_statistics(settings) || calibration_needs(settings).any();
 }
 
 bool BlockQuantizer::needs_statistics(const LinearGroup& group, bool* hessian) const {
@@ -40,7 +44,7 @@ bool BlockQuantizer::needs_statistics(const LinearGroup& group, bool* hessian) c
   *hessian = false;
   for (const LinearSlot& slot : group.slots()) {
     const LinearSettings settings = recipe_.settings_for(slot.name, slot.role);
-    if (!needs_calibration(settings)) continue;
+    if (!nibble::needs_statistics(settings)) continue;
     any = true;
     *hessian = *hessian || calibration_needs(settings).hessian;
   }
@@ -117,6 +121,10 @@ void BlockQuantizer::quantize_slot(LinearSlot& slot, int64_t in_features, const 
   if (settings.outlier_columns != 0) {
     input.outlier_columns =
         select_outlier_columns(*statistics, settings, spec_.hidden_size, slot.role == LinearRole::kDown);
+  }
+  if (calibration_needs(settings).gradients()) {
+    NIBBLE_CHECK(sensitivity_ != nullptr);
+    sensitivity_->fill(slot.name, &input);
   }
   QuantizedWeight quantized = find_quantizer(settings.quantizer).quantize(input, pool_);
   if (const Tensor* bias = slot.packed->find("bias")) {

@@ -9,6 +9,7 @@
 
 #include "pipeline/quantize_model.h"
 #include "pipeline/residual_stream.h"
+#include "pipeline/sensitivity.h"
 #include "quantizers/quantizer.h"
 
 namespace nibble {
@@ -22,9 +23,11 @@ struct QuantizedBlock {
 
 class BlockQuantizer {
  public:
-  // `stream` may be null when no linear of the recipe needs calibration.
-  BlockQuantizer(const Recipe& recipe, const ModelSpec& spec, ResidualStream* stream, ThreadPool& pool)
-      : recipe_(recipe), spec_(spec), stream_(stream), pool_(pool) {}
+  // `stream` may be null when no linear of the recipe needs statistics of its input, `sensitivity` when none
+  // needs gradients.
+  BlockQuantizer(const Recipe& recipe, const ModelSpec& spec, ResidualStream* stream,
+                 SensitivityStore* sensitivity, ThreadPool& pool)
+      : recipe_(recipe), spec_(spec), stream_(stream), sensitivity_(sensitivity), pool_(pool) {}
 
   // `block` comes with the float weights of the source. On return its weights are the dequantized ones, and
   // the stream has moved through it (through the float block when the recipe says calibrate_on_quantized =
@@ -52,13 +55,15 @@ class BlockQuantizer {
   const Recipe& recipe_;
   const ModelSpec& spec_;
   ResidualStream* stream_;
+  SensitivityStore* sensitivity_;
   ThreadPool& pool_;
   double calibration_seconds_ = 0, solver_seconds_ = 0;
 };
 
-// What the settings of a linear ask calibration for, and whether they ask for anything (outlier columns need
-// the channels' maxima).
+// What the settings of a linear ask calibration for; whether they ask for statistics of its input (outlier
+// columns need the channels' maxima), and whether for anything.
 CalibrationNeeds calibration_needs(const LinearSettings& settings);
+bool needs_statistics(const LinearSettings& settings);
 bool needs_calibration(const LinearSettings& settings);
 
 }  // namespace nibble

@@ -9,6 +9,7 @@
 #include "models/linear_info.h"
 #include "pipeline/block_quantizer.h"
 #include "pipeline/residual_stream.h"
+#include "pipeline/sensitivity.h"
 
 namespace nibble {
 namespace {
@@ -101,11 +102,23 @@ void check_recipe(const Recipe& recipe, const ModelSpec& spec) {
   }
 }
 
-bool recipe_needs_calibration(const Recipe& recipe, const ModelSpec& spec) {
+namespace {
+
+bool any_linear(const Recipe& recipe, const ModelSpec& spec, bool (*needs)(const LinearSettings&)) {
   const std::vector<LinearInfo> linears = list_linears(spec);
   return std::any_of(linears.begin(), linears.end(), [&](const LinearInfo& linear) {
-    return needs_calibration(recipe.settings_for(linear.name, linear.role));
+    return needs(recipe.settings_for(linear.name, linear.role));
   });
+}
+
+}  // namespace
+
+bool recipe_needs_calibration(const Recipe& recipe, const ModelSpec& spec) {
+  return any_linear(recipe, spec, needs_calibration);
+}
+
+bool recipe_needs_statistics(const Recipe& recipe, const ModelSpec& spec) {
+  return any_linear(recipe, spec, needs_statistics);
 }
 
 QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint& checkpoint,
@@ -145,16 +158,31 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   forecast.peak_memory_bytes = 8 * block_weights + 12 * widest * widest + 16 * largest + 4 * tokens * hidden +
                                4 * batch * (6 * hidden + 3 * static_cast<double>(spec.intermediate_size)) +
                                5 * token_matrix;
-  if (!data.empty()) {
-    const Rates rates = measure(checkpoint, data, pool);
-    const auto layers = static_cast<double>(spec.layers);
+  const SensitivityPlan plan = plan_sensitivity(options.recipe, spec, data.sequences);
+  const SensitivityCost sensitivity =
+      sensitivity_cost(plan, spec, data.length, forecast.available_memory_bytes);
+  forecast.sensitivity_sequences = plan.empty() ? 0 : plan.sequences;
+  forecast.spill_states = sensitivity.spill_states;
+  forecast.temporary_bytes = sensitivity.disk_bytes;
+  // The backward pass is over before the first block is quantized; both hold the embedding table.
+  forecast.peak_memory_bytes =
+      std::max(forecast.peak_memory_bytes, sensitivity.memory_bytes + 5 * token_matrix);
+
+  forecast.seconds = weights / 50e6;  // rounding: tens of millions of weights a second
+  if (data.empty()) return forecast;
+  const Rates rates = measure(checkpoint, data, pool);
+  const auto layers = static_cast<double>(spec.layers);
+  if (recipe_needs_statistics(options.recipe, spec)) {
     forecast.seconds =
         tokens * layers *
             (kForwardsPerBlock * rates.forward_seconds_per_token + rates.statistics_seconds_per_token) +
         solver_operations / rates.flops;
-  } else {
-    forecast.seconds = weights / 50e6;  // rounding to nearest: tens of millions of weights a second
   }
+  const double backward_tokens = static_cast<double>(plan.sequences) * static_cast<double>(data.length);
+  forecast.sensitivity_seconds =
+      backward_tokens * rates.forward_seconds_per_token *
+      (sensitivity.forwards + sensitivity.head_forwards * token_matrix / block_weights);
+  forecast.seconds += forecast.sensitivity_seconds;
   return forecast;
 }
 
@@ -164,9 +192,14 @@ void check_resources(const QuantizeForecast& forecast, const QuantizeOptions& op
         "this run needs about {} of memory, and {} are available; use fewer or shorter calibration sequences",
         format_bytes(forecast.peak_memory_bytes), format_bytes(forecast.available_memory_bytes));
   }
-  if (forecast.output_bytes * 1.02 > forecast.free_disk_bytes) {
-    fail("{}: the result needs about {} of disk, and {} are free", options.output.string(),
-         format_bytes(forecast.output_bytes), format_bytes(forecast.free_disk_bytes));
+  const double disk = forecast.output_bytes * 1.02 + forecast.temporary_bytes;
+  if (disk > forecast.free_disk_bytes) {
+    fail("{}: the result needs about {} of disk{}, and {} are free", options.output.string(),
+         format_bytes(forecast.output_bytes),
+         forecast.temporary_bytes > 0 ? format_text(" and the gradients of the loss {} meanwhile",
+                                                    format_bytes(forecast.temporary_bytes))
+                                      : "",
+         format_bytes(forecast.free_disk_bytes));
   }
 }
 

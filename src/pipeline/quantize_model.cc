@@ -15,6 +15,7 @@
 #include "pipeline/digest.h"
 #include "pipeline/forecast.h"
 #include "pipeline/quantized_folder.h"
+#include "pipeline/sensitivity.h"
 #include "pipeline/token_matrix.h"
 
 namespace nibble {
@@ -76,6 +77,9 @@ class QuantizationRun {
   std::string fingerprint() const;
   Json provenance() const;
   void hash_sources();
+  // Null where the recipe needs no gradients.
+  std::unique_ptr<SensitivityStore> measure_sensitivity(const QuantizedFolder& folder, const Model& model,
+                                                        const QuantizeForecast& forecast);
   // Writes embedding, head, final norm and whatever else is not in a block, as the last shard.
   void write_rest(QuantizedFolder& folder, const Model& model);
   void restore(const QuantizedFolder& folder, int64_t layer, std::vector<PackedLinear>* linears) const;
@@ -177,6 +181,19 @@ void QuantizationRun::write_rest(QuantizedFolder& folder, const Model& model) {
   folder.write_shard(spec_.layers, entries, Json::object());
 }
 
+std::unique_ptr<SensitivityStore> QuantizationRun::measure_sensitivity(const QuantizedFolder& folder,
+                                                                       const Model& model,
+                                                                       const QuantizeForecast& forecast) {
+  SensitivityPlan plan = plan_sensitivity(options_.recipe, spec_, data_.sequences);
+  if (plan.empty()) return nullptr;
+  const double started = monotonic_seconds();
+  auto store = std::make_unique<SensitivityStore>(folder.partial_path(), std::move(plan));
+  store->measure(
+      model, data_, forecast.spill_states, [&](int64_t layer) { return folder.has_shard(layer); }, pool_);
+  result_.sensitivity_seconds = monotonic_seconds() - started;
+  return store;
+}
+
 QuantizeResult QuantizationRun::run() {
   const double started = monotonic_seconds();
   const QuantizeForecast forecast = this->forecast();
@@ -186,9 +203,12 @@ QuantizeResult QuantizationRun::run() {
 
   const std::unique_ptr<Model> model =
       Model::load_shell(checkpoint_, pool_, {.context_length = data_.length});
+  const std::unique_ptr<SensitivityStore> sensitivity = measure_sensitivity(folder, *model, forecast);
   std::unique_ptr<ResidualStream> stream;
-  if (needs_data_) stream = std::make_unique<ResidualStream>(*model, data_);
-  BlockQuantizer quantizer(options_.recipe, spec_, stream.get(), pool_);
+  if (recipe_needs_statistics(options_.recipe, spec_)) {
+    stream = std::make_unique<ResidualStream>(*model, data_);
+  }
+  BlockQuantizer quantizer(options_.recipe, spec_, stream.get(), sensitivity.get(), pool_);
   std::map<std::string, std::string> digests;  // of every written tensor, for --verify
 
   Progress progress("quantizing", static_cast<double>(spec_.layers));
@@ -226,6 +246,7 @@ QuantizeResult QuantizationRun::run() {
       }
       folder.write_shard(layer, entries, notes);
     }
+    if (sensitivity) sensitivity->release(layer);
     if (options_.verify) {
       for (const PackedLinear& linear : linears) {
         for (const auto& [suffix, tensor] : linear.tensors) {
@@ -240,6 +261,7 @@ QuantizeResult QuantizationRun::run() {
     for (LinearResult& result : results) result_.linears.push_back(std::move(result));
   }
   write_rest(folder, *model);
+  if (sensitivity) sensitivity->remove_all();
   progress.finish(format_text("mean relative error {:.2e}", mean_output_error(result_.linears)));
 
   Json config = checkpoint_.config();

@@ -35,6 +35,11 @@ struct QuantizeForecast {
   double available_memory_bytes = 0;
   double free_disk_bytes = 0;
   double seconds = 0;
+  // The backward pass, where the recipe wants gradients of the loss: sequences it runs over, its part of
+  // `seconds`, disk space until the end, and whether hidden states go to the disk too.
+  int64_t sensitivity_sequences = 0;
+  double sensitivity_seconds = 0, temporary_bytes = 0;
+  bool spill_states = false;
   std::string calibration;  // "32 sequences of 512 tokens from ..."; empty when the recipe needs none
 };
 
@@ -58,6 +63,7 @@ struct QuantizeResult {
   uint64_t source_bytes = 0, output_bytes = 0;
   double seconds = 0;
   double calibration_seconds = 0, solver_seconds = 0;  // forward passes with statistics; quantizers
+  double sensitivity_seconds = 0;                      // the backward pass
   int64_t resumed_blocks = 0;
   bool verified = false;
 };

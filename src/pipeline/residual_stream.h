@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "base/tensor.h"
@@ -25,6 +26,8 @@ class ResidualStream {
 
   int64_t tokens() const { return sequences_ * length_; }
   const float* states() const { return hidden_.data<float>(); }
+  // Hands the states over; the stream is of no use any more.
+  Tensor take_states() { return std::move(hidden_); }
   size_t bytes() const { return hidden_.bytes(); }
 
  private:

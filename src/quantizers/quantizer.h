@@ -13,6 +13,14 @@
 
 namespace nibble {
 
+// A Hessian for a run of output rows, on the scale of InputStatistics::hessian: the input's second moments
+// with each token weighted by the squared gradient of the loss by these outputs (GuidedQuant, arXiv
+// 2505.07004).
+struct GuidedHessian {
+  int64_t first_row = 0, rows = 0;
+  const float* hessian = nullptr;  // F32 [k, k], both triangles
+};
+
 struct QuantizerInput {
   std::string name;               // of the linear, for messages
   const float* weight = nullptr;  // [n, k] row-major
@@ -27,6 +35,9 @@ struct QuantizerInput {
   // F32 [n, k], mean over calibration sequences of the squared gradient of the loss by each weight; only for
   // quantizers whose needs() ask for it.
   const float* sensitivity = nullptr;
+  // All rows, in order, in at most settings.guided_groups runs; only for quantizers whose needs() ask for
+  // them.
+  std::vector<GuidedHessian> guided_hessians;
 };
 
 // What a quantizer wants to have been measured before it sees a linear.
@@ -34,8 +45,10 @@ struct CalibrationNeeds {
   bool hessian = false;  // InputStatistics with second moments
   bool sensitivity =
       false;  // squared gradients of the loss by the weights (one backward pass over the model)
+  bool guided_hessian = false;  // GuidedHessians (of the same backward pass)
 
-  bool any() const { return hessian || sensitivity; }
+  bool gradients() const { return sensitivity || guided_hessian; }
+  bool any() const { return hessian || gradients(); }
 };
 
 // How far the result is from the input, for the log and config.json.

@@ -100,6 +100,8 @@ std::span<const Field> fields() {
       {"block_size", Count{&LinearSettings::block_size, 1, 1 << 20}},
       {"column_order", Choice{&LinearSettings::column_order, column_orders}},
       {"calibrate_on_quantized", Switch{&LinearSettings::calibrate_on_quantized}},
+      {"sensitivity_sequences", Count{&LinearSettings::sensitivity_sequences, 1, 1 << 20}},
+      {"guided_groups", Count{&LinearSettings::guided_groups, 1, 1 << 10}},
   };
   return kFields;
 }

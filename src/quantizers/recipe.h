@@ -46,6 +46,10 @@ struct LinearSettings {
   // last.
   std::string column_order = "ascending";
   bool calibrate_on_quantized = true;  // statistics from the already quantized earlier layers
+  // Quantizers that weigh by the gradients of the loss: calibration sequences used for them (of the whole
+  // model: the defaults' value counts), and runs of output rows with a Hessian of their own.
+  int64_t sensitivity_sequences = 100;
+  int64_t guided_groups = 4;
 
   // Sets one field. Throws UsageError naming `source`, field, value and the allowed ones for an unknown field
   // or a value out of its range; nothing is changed then.

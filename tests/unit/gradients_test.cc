@@ -1,6 +1,4 @@
 // The backward pass against central differences of the real loss, and its sums against plain loops.
-#include "gradients/backward.h"
-
 #include <gtest/gtest.h>
 
 #include <map>
@@ -9,6 +7,7 @@
 #include "base/error.h"
 #include "formats/dense/dense.h"
 #include "gradients/accumulators.h"
+#include "gradients/backward.h"
 #include "model_running.h"
 
 namespace nibble::testing {
@@ -31,8 +30,8 @@ std::vector<float> random_floats(int64_t count, uint32_t seed, float scale = 1) 
   return values;
 }
 
-// The gradient of the mean loss of each sequence by each linear's weight: products summed by plain loops in double
-// from what the tap shows.
+// The gradient of the mean loss of each sequence by each linear's weight: products summed by plain loops in
+// double from what the tap shows.
 struct BackwardRun {
   std::vector<double> losses;
   std::vector<std::map<std::string, Matrix>> gradients;  // per sequence
@@ -94,8 +93,9 @@ struct FiniteDifferences {
         run(run_backward(*model, pool, ids, {.sequences = 2, .length = length_})) {}
 
   double loss(int64_t sequence) const {
-    return window_nll(*model, pool,
-                      std::span(ids).subspan(static_cast<size_t>(sequence * length), static_cast<size_t>(length))) /
+    return window_nll(
+               *model, pool,
+               std::span(ids).subspan(static_cast<size_t>(sequence * length), static_cast<size_t>(length))) /
            static_cast<double>(length - 1);
   }
 
@@ -130,7 +130,8 @@ struct FiniteDifferences {
 
 class Backward : public ::testing::TestWithParam<const char*> {};
 
-// 75 tokens: more than a tile of keys, no multiple of anything, and longer than the window of tiny/mistral (32).
+// 75 tokens: more than a tile of keys, no multiple of anything, and longer than the window of tiny/mistral
+// (32).
 TEST_P(Backward, MatchesCentralDifferences) {
   FiniteDifferences difference(fixture(GetParam()), 75);
   for (int64_t s : {0, 1}) {
@@ -146,8 +147,8 @@ TEST_P(Backward, MatchesCentralDifferences) {
       for (const double value : gradient) norm += value * value;
       norm = std::sqrt(norm);
       ASSERT_GT(norm, 0) << slot.name;
-      // Along the gradient on a random half of the entries: a wrong scale, place or sign of any part of the matrix
-      // shows. The step changes the loss by about 1e-2, ten thousand times its rounding.
+      // Along the gradient on a random half of the entries: a wrong scale, place or sign of any part of the
+      // matrix shows. The step changes the loss by about 1e-2, ten thousand times its rounding.
       for (int mask = 0; mask < 2; ++mask) {
         Matrix direction(gradient.size());
         double expected = 0;
@@ -161,13 +162,11 @@ TEST_P(Backward, MatchesCentralDifferences) {
         worst = std::max(worst, std::fabs(found - expected) / expected);
       }
       // The largest entry alone.
-      const auto largest = std::max_element(gradient.begin(), gradient.end(), [](double a, double b) {
-        return std::fabs(a) < std::fabs(b);
-      });
+      const auto largest = std::max_element(gradient.begin(), gradient.end(),
+                                            [](double a, double b) { return std::fabs(a) < std::fabs(b); });
       Matrix direction(gradient.size());
       direction[static_cast<size_t>(largest - gradient.begin())] = 1;
-      const double found =
-          difference.along(group, slot, direction, 1e-3 / std::fabs(*largest), sequence);
+      const double found = difference.along(group, slot, direction, 1e-3 / std::fabs(*largest), sequence);
       EXPECT_NEAR(found, *largest, 2e-2 * std::fabs(*largest)) << slot.name;
     }
   });
@@ -293,7 +292,8 @@ TEST(SquaredGradients, AreMeansOverSequencesOfSquares) {
             gradient += static_cast<double>(dy[static_cast<size_t>(t * stride + 5 + i)]) *
                         x[static_cast<size_t>(t * c.k + j)];
           }
-          expected[static_cast<size_t>(i * c.k + j)] += gradient * gradient / static_cast<double>(c.sequences);
+          expected[static_cast<size_t>(i * c.k + j)] +=
+              gradient * gradient / static_cast<double>(c.sequences);
         }
       }
     }
@@ -337,7 +337,8 @@ TEST(GuidedHessians, WeightTokensByMeanSquaredGradients) {
   std::vector<float> dy = random_floats(tokens * stride, 1, 1e-12f);  // squares below the smallest float
   const std::vector<float> x = random_floats(tokens * k, 2);
   for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t i = GuidedHessians::first_row(n, groups, 3); i < n; ++i) dy[static_cast<size_t>(t * stride + i)] = 0;
+    for (int64_t i = GuidedHessians::first_row(n, groups, 3); i < n; ++i)
+      dy[static_cast<size_t>(t * stride + i)] = 0;
   }
   GuidedHessians hessians(n, k, groups);
   hessians.add({dy.data(), stride}, x.data(), 20, pool, "w");
@@ -362,7 +363,8 @@ TEST(GuidedHessians, WeightTokensByMeanSquaredGradients) {
           expected = 0;
           for (int64_t t = 0; t < tokens; ++t) {
             expected += 2 * salience[static_cast<size_t>(t)] / total *
-                        static_cast<double>(x[static_cast<size_t>(t * k + i)]) * x[static_cast<size_t>(t * k + j)];
+                        static_cast<double>(x[static_cast<size_t>(t * k + i)]) *
+                        x[static_cast<size_t>(t * k + j)];
           }
         }
         EXPECT_NEAR(found.data<float>()[(g * k + i) * k + j], expected, 1e-4) << g << ": " << i << ", " << j;
