@@ -8,9 +8,10 @@ namespace nibble {
 extern const LinearFormat kDenseFormat;
 extern const LinearFormat kGroupIntFormat;
 extern const LinearFormat kQuikFormat;
+extern const LinearFormat kSqueezellmFormat;
 
 std::span<const LinearFormat* const> all_formats() {
-  static constexpr std::array kFormats = {&kDenseFormat, &kGroupIntFormat, &kQuikFormat};
+  static constexpr std::array kFormats = {&kDenseFormat, &kGroupIntFormat, &kQuikFormat, &kSqueezellmFormat};
   return kFormats;
 }
 

@@ -2,6 +2,7 @@
 // benchmarks. Everything is a pure function of its arguments: the same case is the same numbers everywhere.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -154,6 +155,47 @@ inline QuantizedWeight make_weight(const LinearCase& shape, const WeightSpec& sp
   return weight;
 }
 
+// A table of levels per row, with random, equal, and unordered levels. With `with_sparse`, rows have from no
+// corrected weight to all of them; where a row has many, its last column is among them.
+inline QuantizedWeight make_codebook_weight(const LinearCase& shape, int bits, bool with_sparse) {
+  QuantizedWeight weight;
+  weight.out_features = shape.n;
+  weight.in_features = shape.k;
+  weight.weight_bits = bits;
+  const uint32_t seed = static_cast<uint32_t>(shape.n * 6007 + shape.k * 911 + bits);
+  std::mt19937 generator(seed);
+  const int levels = 1 << bits;
+  std::uniform_int_distribution<int> code(0, levels - 1);
+  for (int64_t i = 0; i < shape.n * shape.k; ++i) {
+    const int64_t row = i / shape.k, j = i % shape.k;
+    const int value = shape.codes == Codes::kLowest      ? levels - 1
+                      : shape.codes == Codes::kAlternate ? ((row + j) % 2 == 0 ? 0 : levels - 1)
+                                                         : code(generator);
+    weight.codes.push_back(static_cast<int8_t>(value));
+  }
+  // Numbers of F16, which the format stores.
+  weight.codebooks = normal_floats(static_cast<size_t>(shape.n * levels), seed + 1, 0.05f);
+  for (float& level : weight.codebooks) level = f16_to_float(float_to_f16(level));
+  if (shape.n >= 4) std::fill_n(weight.codebooks.begin() + levels, levels, weight.codebooks[levels]);
+  if (shape.bias) weight.bias = normal_floats(static_cast<size_t>(shape.n), seed + 2, 0.5f);
+  if (!with_sparse) return weight;
+  weight.sparse.row_offsets.push_back(0);
+  for (int64_t row = 0; row < shape.n; ++row) {
+    const int64_t count = row % 4 == 1   ? 0
+                          : row % 4 == 2 ? shape.k
+                                         : std::min<int64_t>(shape.k, 1 + row % 5 + shape.k / 100);
+    for (const int32_t column : spread_columns(shape.k, count)) {
+      // Of the level's own sign: what an outlier is corrected by.
+      const float level = weight.codebooks[row * levels + weight.codes[row * shape.k + column]];
+      weight.sparse.columns.push_back(column);
+      weight.sparse.values.push_back(
+          f16_to_float(float_to_f16(level * (0.5f + static_cast<float>(row % 3)))));
+    }
+    weight.sparse.row_offsets.push_back(static_cast<int64_t>(weight.sparse.columns.size()));
+  }
+  return weight;
+}
+
 // [tokens, k]. `activation_bits` shapes the kTies tokens: their quotients x/s lie exactly halfway between
 // integers.
 inline std::vector<float> make_input(const LinearCase& shape, int activation_bits) {
@@ -283,6 +325,19 @@ inline std::vector<Subject> subjects() {
         }
       }
       all.push_back(coded_subject(format, {4, 16, 7, true}, false));
+    } else if (name == "squeezellm") {
+      for (const int bits : {2, 3, 4}) {
+        for (const bool sparse : {false, true}) {
+          const auto weight = [bits, sparse](const LinearCase& shape) {
+            return make_codebook_weight(shape, bits, sparse);
+          };
+          all.push_back({format, name + " w" + std::to_string(bits) + (sparse ? " sparse" : ""), 16, false,
+                         [format, weight](const LinearCase& shape, const std::string& linear) {
+                           return format->pack(weight(shape), linear);
+                         },
+                         weight});
+        }
+      }
     } else if (name == "dense") {
       for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
         all.push_back({format, name + " " + std::string(dtype_name(dtype)), 16, false,

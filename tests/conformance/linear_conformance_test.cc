@@ -20,8 +20,23 @@ using cases::Subject;
 // Unit roundoff of FP32.
 constexpr double kEps = 0x1p-24;
 
+// A weight with a table of levels per row and sparse values beside them.
+std::vector<float> expected_codebook_weight(const QuantizedWeight& weight) {
+  const int64_t n = weight.out_features, k = weight.in_features;
+  const int64_t levels = static_cast<int64_t>(weight.codebooks.size()) / n;
+  std::vector<float> dense(static_cast<size_t>(n * k));
+  for (int64_t i = 0; i < n * k; ++i) dense[i] = weight.codebooks[i / k * levels + weight.codes[i]];
+  for (int64_t row = 0; row < n && !weight.sparse.empty(); ++row) {
+    for (int64_t i = weight.sparse.row_offsets[row]; i < weight.sparse.row_offsets[row + 1]; ++i) {
+      dense[row * k + weight.sparse.columns[i]] += weight.sparse.values[i];
+    }
+  }
+  return dense;
+}
+
 // The weight a case stands for, by the definition of QuantizedWeight.
 std::vector<float> expected_weight(const QuantizedWeight& weight) {
+  if (!weight.codebooks.empty()) return expected_codebook_weight(weight);
   const int64_t n = weight.out_features, k = weight.in_features, k_int = weight.integer_columns();
   const int64_t groups = static_cast<int64_t>(weight.scales.size()) / n;
   std::vector<float> dense(static_cast<size_t>(n * k));
