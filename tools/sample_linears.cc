@@ -29,6 +29,26 @@ QuantizedWeight synthetic_weight(int64_t out_features, int64_t in_features, int 
   return weight;
 }
 
+namespace {
+
+// A table of evenly spaced levels per row, and one corrected weight.
+QuantizedWeight codebook_weight(int64_t out_features, int64_t in_features, int weight_bits) {
+  QuantizedWeight weight = {
+      .out_features = out_features, .in_features = in_features, .weight_bits = weight_bits};
+  const int64_t levels = int64_t{1} << weight_bits;
+  for (int64_t i = 0; i < out_features * in_features; ++i)
+    weight.codes.push_back(static_cast<int8_t>(i % levels));
+  for (int64_t i = 0; i < out_features * levels; ++i)
+    weight.codebooks.push_back(static_cast<float>(i % levels) / static_cast<float>(levels) - 0.5f);
+  weight.sparse.row_offsets.assign(static_cast<size_t>(out_features + 1), 1);
+  weight.sparse.row_offsets[0] = 0;
+  weight.sparse.columns = {0};
+  weight.sparse.values = {1.0f};
+  return weight;
+}
+
+}  // namespace
+
 std::vector<PackedLinear> sample_linears() {
   constexpr int64_t kOut = 64, kIn = 256;
   struct Settings {
@@ -56,6 +76,14 @@ std::vector<PackedLinear> sample_linears() {
                          name));
       } catch (const Error&) {
         // This format does not hold that combination; another one may.
+      }
+    }
+    for (const int bits : {2, 3, 4}) {
+      try {
+        samples.push_back(format->pack(codebook_weight(kOut, kIn, bits),
+                                       format_text("{}-bit weights, a table per row", bits)));
+      } catch (const Error&) {
+        // Codes of uniform grids only.
       }
     }
   }

@@ -126,6 +126,8 @@ void BlockQuantizer::quantize_slot(LinearSlot& slot, int64_t in_features, const 
     NIBBLE_CHECK(sensitivity_ != nullptr);
     sensitivity_->fill(slot.name, &input);
   }
+  if (const auto ratio = sparse_outlier_ratios_.find(slot.name); ratio != sparse_outlier_ratios_.end())
+    input.sparse_outlier_ratio = ratio->second;
   QuantizedWeight quantized = find_quantizer(settings.quantizer).quantize(input, pool_);
   if (const Tensor* bias = slot.packed->find("bias")) {
     const Tensor floats = to_f32(*bias);

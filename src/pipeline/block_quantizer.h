@@ -29,6 +29,11 @@ class BlockQuantizer {
                  SensitivityStore* sensitivity, ThreadPool& pool)
       : recipe_(recipe), spec_(spec), stream_(stream), sensitivity_(sensitivity), pool_(pool) {}
 
+  // What find_sparse_outlier_ratios() found; linears that are missing take the largest of their own weights.
+  void set_sparse_outlier_ratios(std::map<std::string, double> ratios) {
+    sparse_outlier_ratios_ = std::move(ratios);
+  }
+
   // `block` comes with the float weights of the source. On return its weights are the dequantized ones, and
   // the stream has moved through it (through the float block when the recipe says calibrate_on_quantized =
   // false).
@@ -57,6 +62,7 @@ class BlockQuantizer {
   ResidualStream* stream_;
   SensitivityStore* sensitivity_;
   ThreadPool& pool_;
+  std::map<std::string, double> sparse_outlier_ratios_;
   double calibration_seconds_ = 0, solver_seconds_ = 0;
 };
 

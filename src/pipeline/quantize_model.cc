@@ -16,6 +16,7 @@
 #include "pipeline/forecast.h"
 #include "pipeline/quantized_folder.h"
 #include "pipeline/sensitivity.h"
+#include "pipeline/sparse_outliers.h"
 #include "pipeline/token_matrix.h"
 
 namespace nibble {
@@ -209,6 +210,7 @@ QuantizeResult QuantizationRun::run() {
     stream = std::make_unique<ResidualStream>(*model, data_);
   }
   BlockQuantizer quantizer(options_.recipe, spec_, stream.get(), sensitivity.get(), pool_);
+  quantizer.set_sparse_outlier_ratios(find_sparse_outlier_ratios(checkpoint_, spec_, options_.recipe, pool_));
   std::map<std::string, std::string> digests;  // of every written tensor, for --verify
 
   Progress progress("quantizing", static_cast<double>(spec_.layers));

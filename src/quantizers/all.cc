@@ -8,9 +8,12 @@ namespace nibble {
 
 extern const Quantizer kGptqQuantizer;
 extern const Quantizer kRtnQuantizer;
+extern const Quantizer kKmeansQuantizer;
+extern const Quantizer kLnqQuantizer;
 
 std::span<const Quantizer* const> all_quantizers() {
-  static constexpr std::array kQuantizers = {&kGptqQuantizer, &kRtnQuantizer};
+  static constexpr std::array kQuantizers = {&kGptqQuantizer, &kRtnQuantizer, &kKmeansQuantizer,
+                                             &kLnqQuantizer};
   return kQuantizers;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -38,6 +39,9 @@ struct QuantizerInput {
   // All rows, in order, in at most settings.guided_groups runs; only for quantizers whose needs() ask for
   // them.
   std::vector<GuidedHessian> guided_hessians;
+  // r of the quartile rule that makes settings.sparse_outlier_percent of the whole model's weights outliers
+  // (OutlierRatio); without it a quantizer takes that share of the linear's own weights.
+  std::optional<double> sparse_outlier_ratio;
 };
 
 // What a quantizer wants to have been measured before it sees a linear.

@@ -82,6 +82,9 @@ std::vector<std::string> format_names() {
 
 std::vector<std::string> column_orders() { return {"ascending", "natural", "descending"}; }
 
+std::vector<std::string> sensitivities() { return {"fisher", "hessian_diagonal", "uniform"}; }
+std::vector<std::string> kmeans_solvers() { return {"exact", "lloyd"}; }
+
 // Ranges refuse what cannot work, not what is unwise.
 std::span<const Field> fields() {
   static const Field kFields[] = {
@@ -102,6 +105,11 @@ std::span<const Field> fields() {
       {"calibrate_on_quantized", Switch{&LinearSettings::calibrate_on_quantized}},
       {"sensitivity_sequences", Count{&LinearSettings::sensitivity_sequences, 1, 1 << 20}},
       {"guided_groups", Count{&LinearSettings::guided_groups, 1, 1 << 10}},
+      {"sensitivity", Choice{&LinearSettings::sensitivity, sensitivities}},
+      {"kmeans_solver", Choice{&LinearSettings::kmeans_solver, kmeans_solvers}},
+      {"sparse_sensitive_percent", Amount{&LinearSettings::sparse_sensitive_percent, 0, 100}},
+      {"sparse_outlier_percent", Amount{&LinearSettings::sparse_outlier_percent, 0, 100}},
+      {"lnq_iterations", Count{&LinearSettings::lnq_iterations, 0, 1000}},
   };
   return kFields;
 }
@@ -292,6 +300,27 @@ void LinearSettings::check(const std::string& source) const {
   if ((quantizer == "none") != (format == "dense")) {
     fail("{}: quantizer \"{}\" with format \"{}\"; \"none\" and \"dense\" (kept in 16 bits) go together",
          source, quantizer, format);
+  }
+  const bool codebooks = quantizer == "kmeans" || quantizer == "lnq";
+  if (!codebooks && sparse_sensitive_percent + sparse_outlier_percent > 0) {
+    fail(
+        "{}: sparse_sensitive_percent {} and sparse_outlier_percent {} with quantizer \"{}\"; only kmeans "
+        "and lnq "
+        "keep single weights apart",
+        source, sparse_sensitive_percent, sparse_outlier_percent, quantizer);
+  }
+  if (codebooks && outlier_columns != 0) {
+    fail(
+        "{}: outlier_columns is {} with quantizer \"{}\", which keeps single weights apart, not columns; "
+        "expected 0",
+        source, outlier_columns, quantizer);
+  }
+  if (codebooks && sensitivity == "uniform" && sparse_sensitive_percent > 0) {
+    fail(
+        "{}: sparse_sensitive_percent is {} with sensitivity \"uniform\", by which no weight is more "
+        "sensitive than "
+        "another; expected 0",
+        source, sparse_sensitive_percent);
   }
 }
 

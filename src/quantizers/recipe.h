@@ -26,7 +26,7 @@ namespace nibble {
 // Everything a recipe can set for one linear. Field names are the keys of recipe files and of --set; a new
 // one is a member here and a row of the table in recipe.cc.
 struct LinearSettings {
-  std::string quantizer = "gptq";  // "rtn", "gptq", "none"
+  std::string quantizer = "gptq";  // "rtn", "gptq", "kmeans", "lnq", "none"
   std::string format = "quik";     // a row of formats/all.cc; "dense" keeps the linear in 16 bit
   int64_t weight_bits = 4;
   int64_t activation_bits = 4;  // 4, 8; 16: activations stay floats
@@ -50,6 +50,14 @@ struct LinearSettings {
   // model: the defaults' value counts), and runs of output rows with a Hessian of their own.
   int64_t sensitivity_sequences = 100;
   int64_t guided_groups = 4;
+  // Codebooks (kmeans, lnq): how much each weight's error counts. "fisher": its squared gradient of the loss,
+  // "hessian_diagonal": its input's second moment, "uniform": all alike.
+  std::string sensitivity = "fisher";
+  std::string kmeans_solver = "exact";  // or "lloyd"
+  // Weights beside the codebooks, in percent: of each matrix the most sensitive, of the model the largest.
+  double sparse_sensitive_percent = 0.0;
+  double sparse_outlier_percent = 0.0;
+  int64_t lnq_iterations = 4;  // LNQ: least-squares levels and one visit of every column, each
 
   // Sets one field. Throws UsageError naming `source`, field, value and the allowed ones for an unknown field
   // or a value out of its range; nothing is changed then.

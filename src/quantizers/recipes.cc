@@ -52,10 +52,15 @@ constexpr std::string_view kQuik8b = R"({
   ]
 })";
 
-constexpr std::array kRecipes = {
+const std::array kRecipes = {
     BuiltinRecipe{"quik-4b", kQuik4b},
     BuiltinRecipe{"quik-8b", kQuik8b},
     BuiltinRecipe{"rtn-w4a4", kRtnW4A4},
+    BuiltinRecipe{"squeezellm-3b", kSqueezellm3b},
+    BuiltinRecipe{"squeezellm-4b", kSqueezellm4b},
+    BuiltinRecipe{"squeezellm-3b-sparse", kSqueezellm3bSparse},
+    BuiltinRecipe{"squeezellm-4b-sparse", kSqueezellm4bSparse},
+    BuiltinRecipe{"squeezellm-3b-lnq", kSqueezellm3bLnq},
 };
 
 }  // namespace

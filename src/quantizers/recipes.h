@@ -13,4 +13,8 @@ struct BuiltinRecipe {
 
 std::span<const BuiltinRecipe> builtin_recipes();
 
+// In recipes_squeezellm.cc.
+extern const std::string_view kSqueezellm3b, kSqueezellm4b, kSqueezellm3bSparse, kSqueezellm4bSparse,
+    kSqueezellm3bLnq;
+
 }  // namespace nibble
