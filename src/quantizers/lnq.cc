@@ -199,29 +199,53 @@ std::vector<float> damped(const float* hessian, int64_t k, double damping, const
   return made;
 }
 
+// Rows [first, first + rows) and the Hessian they share.
+struct Run {
+  int64_t first, rows;
+  const float* hessian;
+};
+
+// By settings.lnq_hessian: one Hessian for all rows, or those weighted by the gradients of each run's
+// outputs.
+std::vector<Run> hessian_runs(const QuantizerInput& input) {
+  if (input.settings->lnq_hessian == "guided") {
+    std::vector<Run> runs;
+    int64_t rows = 0;
+    for (const GuidedHessian& guided : input.guided_hessians) {
+      NIBBLE_CHECK(guided.first_row == rows && guided.hessian != nullptr);
+      runs.push_back({guided.first_row, guided.rows, guided.hessian});
+      rows += guided.rows;
+    }
+    NIBBLE_CHECK(rows == input.out_features);
+    return runs;
+  }
+  NIBBLE_CHECK(input.statistics != nullptr && input.statistics->hessian.defined());
+  return {{0, input.out_features, input.statistics->hessian.data<float>()}};
+}
+
 QuantizedWeight quantize_lnq(const QuantizerInput& input, ThreadPool& pool) {
   check_quantizer_input(input, pool);
-  NIBBLE_CHECK(input.statistics != nullptr && input.statistics->hessian.defined());
-  const int64_t n = input.out_features, k = input.in_features;
+  const int64_t k = input.in_features;
   const WeightImportance importance(input, pool);
   const SparseSelection selection = select_sparse(input, importance, pool);
   std::vector<float> levels = kmeans_levels(input, importance, selection, pool);
   std::vector<int8_t> codes = nearest_codes(input, levels, pool);
-  const std::vector<float> hessian =
-      damped(input.statistics->hessian.data<float>(), k, input.settings->damping, input.name);
   const int count = 1 << input.settings->weight_bits;
-  pool.parallel_for((n + kStripRows - 1) / kStripRows, [&](int64_t strip, int) {
-    throw_if_interrupted();
-    const int64_t first = strip * kStripRows;
-    refine_rows({.weight = input.weight + first * k,
-                 .hessian = hessian.data(),
-                 .rows = std::min(kStripRows, n - first),
-                 .in_features = k,
-                 .levels = count,
-                 .taken = selection.empty() ? nullptr : selection.taken.data() + first * k,
-                 .iterations = input.settings->lnq_iterations},
-                levels.data() + first * count, codes.data() + first * k, nullptr);
-  });
+  for (const Run& run : hessian_runs(input)) {
+    const std::vector<float> hessian = damped(run.hessian, k, input.settings->damping, input.name);
+    pool.parallel_for((run.rows + kStripRows - 1) / kStripRows, [&](int64_t strip, int) {
+      throw_if_interrupted();
+      const int64_t first = run.first + strip * kStripRows;
+      refine_rows({.weight = input.weight + first * k,
+                   .hessian = hessian.data(),
+                   .rows = std::min(kStripRows, run.first + run.rows - first),
+                   .in_features = k,
+                   .levels = count,
+                   .taken = selection.empty() ? nullptr : selection.taken.data() + first * k,
+                   .iterations = input.settings->lnq_iterations},
+                  levels.data() + first * count, codes.data() + first * k, nullptr);
+    });
+  }
   return codebook_result(input, std::move(codes), std::move(levels), selection);
 }
 
@@ -252,7 +276,9 @@ const Quantizer kLnqQuantizer = {.name = "lnq",
                                  .needs =
                                      [](const LinearSettings& settings) {
                                        CalibrationNeeds needs = importance_needs(settings);
-                                       needs.hessian = true;
+                                       const bool guided = settings.lnq_hessian == "guided";
+                                       needs.hessian = needs.hessian || !guided;
+                                       needs.guided_hessian = guided;
                                        return needs;
                                      },
                                  .quantize = quantize_lnq,

@@ -83,6 +83,7 @@ std::vector<std::string> format_names() {
 std::vector<std::string> column_orders() { return {"ascending", "natural", "descending"}; }
 
 std::vector<std::string> sensitivities() { return {"fisher", "hessian_diagonal", "uniform"}; }
+std::vector<std::string> lnq_hessians() { return {"plain", "guided"}; }
 std::vector<std::string> kmeans_solvers() { return {"exact", "lloyd"}; }
 
 // Ranges refuse what cannot work, not what is unwise.
@@ -109,6 +110,7 @@ std::span<const Field> fields() {
       {"kmeans_solver", Choice{&LinearSettings::kmeans_solver, kmeans_solvers}},
       {"sparse_sensitive_percent", Amount{&LinearSettings::sparse_sensitive_percent, 0, 100}},
       {"sparse_outlier_percent", Amount{&LinearSettings::sparse_outlier_percent, 0, 100}},
+      {"lnq_hessian", Choice{&LinearSettings::lnq_hessian, lnq_hessians}},
       {"lnq_iterations", Count{&LinearSettings::lnq_iterations, 0, 1000}},
   };
   return kFields;

@@ -57,6 +57,8 @@ struct LinearSettings {
   // Weights beside the codebooks, in percent: of each matrix the most sensitive, of the model the largest.
   double sparse_sensitive_percent = 0.0;
   double sparse_outlier_percent = 0.0;
+  // LNQ: "plain", the second moments of the input, or "guided", weighted by the gradients of the loss.
+  std::string lnq_hessian = "plain";
   int64_t lnq_iterations = 4;  // LNQ: least-squares levels and one visit of every column, each
 
   // Sets one field. Throws UsageError naming `source`, field, value and the allowed ones for an unknown field
