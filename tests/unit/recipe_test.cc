@@ -80,6 +80,48 @@ TEST(Recipe, BuiltInsAreThoseOfTheContract) {
   }
 }
 
+TEST(Recipe, SqueezellmOnesAreThoseOfTheContract) {
+  const struct {
+    const char* recipe;
+    const char* quantizer;
+    int64_t weight_bits;
+    double sensitive, outliers;
+  } kRows[] = {{"squeezellm-3b", "kmeans", 3, 0, 0},
+               {"squeezellm-4b", "kmeans", 4, 0, 0},
+               {"squeezellm-3b-sparse", "kmeans", 3, 0.05, 0.4},
+               {"squeezellm-4b-sparse", "kmeans", 4, 0.05, 0.4},
+               {"squeezellm-3b-lnq", "lnq", 3, 0, 0}};
+  for (const auto& row : kRows) {
+    SCOPED_TRACE(row.recipe);
+    for (const auto& [linear, role] : kLinears) {
+      const LinearSettings settings = Recipe::find(row.recipe).settings_for(linear, role);
+      EXPECT_EQ(settings.quantizer, row.quantizer);
+      EXPECT_EQ(settings.format, "squeezellm");
+      EXPECT_EQ(settings.weight_bits, row.weight_bits);
+      EXPECT_EQ(settings.activation_bits, 16);
+      EXPECT_EQ(settings.group_size, 0);
+      EXPECT_EQ(settings.outlier_columns, 0);
+      EXPECT_EQ(settings.sensitivity, "fisher");
+      EXPECT_EQ(settings.kmeans_solver, "exact");
+      EXPECT_EQ(settings.sparse_sensitive_percent, row.sensitive);
+      EXPECT_EQ(settings.sparse_outlier_percent, row.outliers);
+    }
+  }
+}
+
+TEST(Recipe, SettingsOfCodebooksMustAgree) {
+  const auto message = [](std::vector<std::string> sets) {
+    Recipe recipe = Recipe::find("squeezellm-3b-sparse");
+    for (const std::string& set : sets) recipe.apply_set(set);
+    return message_of<Error>([&] { recipe.settings_for("model.layers.0.x", LinearRole::kUp); });
+  };
+  EXPECT_EQ(message({"weight_bits=2"}), "nothing thrown");
+  expect_mentions(message({"sensitivity=uniform"}), {"sparse_sensitive_percent is 0.05", "uniform"});
+  EXPECT_EQ(message({"sensitivity=uniform", "sparse_sensitive_percent=0"}), "nothing thrown");
+  expect_mentions(message({"outlier_columns=32"}), {"outlier_columns is 32", "kmeans"});
+  expect_mentions(message({"quantizer=rtn"}), {"sparse_outlier_percent 0.4", "rtn"});
+}
+
 TEST(Recipe, EveryBuiltInFitsTheTablesAndEveryModel) {
   ASSERT_GE(Recipe::builtin_names().size(), 3u);
   for (const std::string& name : Recipe::builtin_names()) {
@@ -209,7 +251,7 @@ TEST(Recipe, SetRefusesWithFieldValueAndWhatIsAllowed) {
       {"clip_steps=101", {"clip_steps", "101", "1 to 100"}},
       {"block_size=0", {"block_size", "0"}},
       {"column_order=random", {"column_order", "random", "ascending, natural, descending"}},
-      {"quantizer=awq", {"quantizer", "awq", "gptq, rtn, none"}},
+      {"quantizer=awq", {"quantizer", "awq", "gptq, rtn"}},
       {"format=int4", {"format", "int4", "quik"}},
       {"format=[1]", {"format", "[1]"}},
       {"bits=4", {"bits", "weight_bits"}},
