@@ -107,9 +107,40 @@ TEST(Squeezellm, LayoutIsWhatTheReadmeSays) {
   }
 }
 
+TEST(Squeezellm, BlocksOfThreeBitCodesAreWhatTheReadmeSays) {
+  // One block and 44 columns after it; one column at a time has code 7, so its bits show.
+  QuantizedWeight weight = make_weight(1, 300, 3, 0, 2);
+  for (int column = 0; column < 300; ++column) {
+    std::fill(weight.codes.begin(), weight.codes.end(), int8_t{0});
+    weight.codes[column] = 7;
+    const std::vector<uint8_t> bytes = values_of<uint8_t>(kSqueezellmFormat.pack(weight, "layer"), "codes");
+    ASSERT_EQ(bytes.size(), 96u + 17u);
+    std::vector<int> expected;
+    const auto add = [&](int word, int first, int count) {
+      for (int bit = first; bit < first + count; ++bit) expected.push_back(32 * word + bit);
+    };
+    if (column < 192) {
+      add(column / 8, column % 8 * 3, 3);
+    } else if (column < 216) {
+      add(column - 192, 24, 3);
+    } else if (column < 240) {
+      add(column - 216, 27, 3);
+    } else if (column < 256) {
+      add(column - 240, 30, 2);
+      column < 248 ? add(column - 224, 30, 1) : add(column - 232, 31, 1);
+    } else {
+      add(24, (column - 256) * 3, 3);
+    }
+    std::vector<int> found;
+    for (int bit = 0; bit < 8 * 113; ++bit)
+      if ((bytes[bit / 8] >> (bit % 8) & 1) != 0) found.push_back(bit);
+    ASSERT_EQ(found, expected) << "column " << column;
+  }
+}
+
 TEST(Squeezellm, EveryCodeComesBack) {
   for (const int bits : {2, 3, 4}) {
-    for (const int64_t k : {1, 2, 7, 8, 9, 56, 88, 136, 1023, 1024, 1025, 2049}) {
+    for (const int64_t k : {1, 2, 7, 8, 9, 56, 88, 136, 255, 256, 257, 511, 513, 1023, 1024, 1025, 2049}) {
       const QuantizedWeight weight = make_weight(3, k, bits, 0.1, static_cast<unsigned>(k));
       const PackedLinear packed = kSqueezellmFormat.pack(weight, "layer");
       ASSERT_NO_THROW(kSqueezellmFormat.validate(packed));
@@ -189,7 +220,7 @@ TEST(Squeezellm, EveryShareOfSparseValuesMatchesPlainLoops) {
   std::mt19937 random(5);
   std::normal_distribution<float> normal;
   for (const double share : {0.0, 0.004, 0.3, 1.0}) {
-    for (const int64_t k : {1, 15, 56, 88, 136, 641, 1290}) {
+    for (const int64_t k : {1, 15, 56, 88, 136, 256, 265, 641, 1290}) {
       for (const int bits : {2, 3, 4}) {
         const int64_t n = 13;
         const QuantizedWeight weight = make_weight(n, k, bits, share, static_cast<unsigned>(k + bits));

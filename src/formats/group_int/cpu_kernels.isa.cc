@@ -10,6 +10,8 @@ namespace {
 template <int kBitsOfCode, bool kScaled>
 struct GroupIntRows {
   static constexpr int kBits = kBitsOfCode;
+  static constexpr int64_t kDepth = kGroupIntDepth;
+  static constexpr bool kBlocks = false;
   using Decoder = NIBBLE_ISA::Decoder<kBits, kScaled>;
   struct State {
     bool symmetric;
@@ -68,26 +70,26 @@ struct GroupIntRows {
   }
 };
 
-void gemv(const GroupIntLayout& layout, int64_t first, int64_t rows, const float* x, int64_t tokens, float* y,
-          int64_t y_stride) {
+void gemv(const GroupIntLayout& layout, int64_t first, int64_t rows, const float* x, const float* plain,
+          int64_t tokens, float* y, int64_t y_stride) {
   const bool scaled = layout.groups > 1 || layout.zeros_f32 != nullptr;
   switch (layout.bits * 2 + scaled) {
     case 4:
-      return multiply_few(GroupIntRows<2, false>(layout), first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<2, false>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 5:
-      return multiply_few(GroupIntRows<2, true>(layout), first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<2, true>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 6:
-      return multiply_few(GroupIntRows<3, false>(layout), first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<3, false>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 7:
-      return multiply_few(GroupIntRows<3, true>(layout), first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<3, true>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 8:
-      return multiply_few(GroupIntRows<4, false>(layout), first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<4, false>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 9:
-      return multiply_few(GroupIntRows<4, true>(layout), first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<4, true>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 16:
-      return multiply_few(GroupIntRows<8, false>(layout), first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<8, false>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 17:
-      return multiply_few(GroupIntRows<8, true>(layout), first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<8, true>(layout), first, rows, x, plain, tokens, y, y_stride);
     default:
       __builtin_trap();
   }

@@ -49,7 +49,7 @@ class RowOp : public LinearOp {
     };
     if (tokens <= kernels_.gemv_tokens) {
       for (int64_t t = 0; t < tokens; ++t) arrange(t);
-      forward_few(arranged, tokens, y, y_stride, pool);
+      forward_few(arranged, x, tokens, y, y_stride, pool);
     } else {
       pool.parallel_for(ceil_div(tokens, 16), [&](int64_t task, int) {
         for (int64_t t = task * 16; t < std::min(tokens, (task + 1) * 16); ++t) arrange(t);
@@ -93,9 +93,10 @@ class RowOp : public LinearOp {
   int bits_ = 0;
 
  private:
-  void forward_few(const float* x, int64_t tokens, float* y, int64_t y_stride, ThreadPool& pool) const {
+  void forward_few(const float* x, const float* plain, int64_t tokens, float* y, int64_t y_stride,
+                   ThreadPool& pool) const {
     for_row_blocks(gemv_rows_, 1, pool, [&](const Piece& piece, int64_t first, int64_t rows, int64_t, int) {
-      kernels_.gemv(piece.layout, first, rows, x, tokens, y + piece.column, y_stride);
+      kernels_.gemv(piece.layout, first, rows, x, plain, tokens, y + piece.column, y_stride);
     });
   }
 

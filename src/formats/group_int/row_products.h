@@ -8,8 +8,10 @@
 //   layout                                  in_features, row_bytes, codes, bias
 //   groups, group_size                      columns that share a decoder's state
 //   State, start(row, decoder, state), enter_group(group, row, decoder, state)   for kGemvRows rows at once
-//   finish(row, sum, x)                     the output, bias included, from the sum over decoded units
-//   decode_row(row, begin, end, out)        weights of columns in arranged order, whole units
+//   finish(row, sum, x)                     the output, bias included, from the sum over decoded units; x is
+//   the plain token kDepth, decode_row(row, begin, end, out)   weights of columns in arranged order, whole
+//   units, from a multiple of kDepth on kBlocks                                 whether blocks of 256 columns
+//   precede the units: decoder.pairs(), .tops(), .split()
 #pragma once
 
 #include "formats/group_int/decode.h"
@@ -62,6 +64,8 @@ inline void reduce_panel(const Vec* sums, float* out) {
 static_assert(kPanelRows <= kGroupIntPanelRows);
 constexpr int kGemvRows = 4;
 constexpr int kTileTokens = 3;
+// A block of columns whose codes are stored as formats/squeezellm/README.md says.
+constexpr int64_t kBlockColumns = 256, kBlockBytes = 96, kBlockPairs = 12;
 // Codes are prefetched one block of rows ahead, which is what the next block reads first, and at least this
 // far.
 constexpr int64_t kPrefetchBytes = 2048;
@@ -75,8 +79,8 @@ inline Vec load_once(const float* p) {
 }
 
 template <typename Rows, int kTokens>
-void gemv_rows(const Rows& source, int64_t first, int64_t rows, const float* x, int64_t x_stride, float* y,
-               int64_t y_stride) {
+void gemv_rows(const Rows& source, int64_t first, int64_t rows, const float* x, int64_t x_stride,
+               const float* plain, float* y, int64_t y_stride) {
   constexpr int64_t kUnitBytes = 2 * Rows::kBits;
   const auto& layout = source.layout;
   int64_t row[kGemvRows];
@@ -98,38 +102,53 @@ void gemv_rows(const Rows& source, int64_t first, int64_t rows, const float* x, 
   typename Rows::Decoder decoder[kGemvRows];
   typename Rows::State state;
   source.start(row, decoder, state);
-  const float* at_x = x;
-  const auto add_unit = [&](const uint8_t* const* p) __attribute__((always_inline)) {
+  // Adds the unit that decode(row) gives, and goes on to the next one's activations.
+  const auto add_unit = [&](auto&& decode) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int r = 0; r < kGemvRows; ++r) {
-      const Unit weights = decoder[r].decode(p[r]);
+      const Unit weights = decode(r);
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
         for (int v = 0; v < kUnitVectors; ++v) {
-          sums[t][r] = fma(weights.v[v], load(at_x + t * x_stride + v * kLanes), sums[t][r]);
+          sums[t][r] = fma(weights.v[v], load(x + t * x_stride + v * kLanes), sums[t][r]);
         }
       }
     }
+    x += kGroupIntUnit;
   };
 
   int64_t at = 0;  // bytes of each row that are done; groups start at whole units
   for (int64_t group = 0; group < source.groups; ++group) {
     source.enter_group(group, row, decoder, state);
-    const int64_t columns = smaller(source.group_size, layout.in_features - group * source.group_size);
+    int64_t columns = smaller(source.group_size, layout.in_features - group * source.group_size);
+    if constexpr (Rows::kBlocks) {
+      for (; columns >= kBlockColumns; columns -= kBlockColumns) {
+        const uint8_t* p[kGemvRows] = {codes[0] + at, codes[1] + at, codes[2] + at, codes[3] + at};
+        for (int64_t pair = 0; pair < kBlockPairs; ++pair) {
+          prefetch(ahead);
+          ahead += kGemvRows * kBlockBytes / kBlockPairs;
+          add_unit([&](int r) __attribute__((always_inline)) { return decoder[r].pairs(p[r] + 8 * pair); });
+        }
+        for (int64_t eight = 0; eight < 3; ++eight) {
+          add_unit([&](int r) __attribute__((always_inline)) { return decoder[r].tops(p[r] + 32 * eight); });
+        }
+        add_unit([&](int r) __attribute__((always_inline)) { return decoder[r].split(p[r]); });
+        at += kBlockBytes;
+      }
+    }
     for (int64_t unit = columns / kGroupIntUnit; unit > 0; --unit) {
       prefetch(ahead);
       ahead += kGemvRows * kUnitBytes;
       const uint8_t* const p[kGemvRows] = {codes[0] + at, codes[1] + at, codes[2] + at, codes[3] + at};
-      add_unit(p);
+      add_unit([&](int r) __attribute__((always_inline)) { return decoder[r].decode(p[r]); });
       at += kUnitBytes;
-      at_x += kGroupIntUnit;
     }
     if (columns % kGroupIntUnit != 0) {
       alignas(16) uint8_t buffers[kGemvRows][16];
       const uint8_t* p[kGemvRows];
       for (int r = 0; r < kGemvRows; ++r) p[r] = tail_unit(codes[r] + at, layout.row_bytes - at, buffers[r]);
-      add_unit(p);
+      add_unit([&](int r) __attribute__((always_inline)) { return decoder[r].decode(p[r]); });
     }
   }
 
@@ -138,34 +157,35 @@ void gemv_rows(const Rows& source, int64_t first, int64_t rows, const float* x, 
     alignas(16) float result[kGemvRows];
     _mm_store_ps(result, reduce_4(sums[t][0], sums[t][1], sums[t][2], sums[t][3]));
     for (int64_t r = 0; r < rows; ++r) {
-      y[t * y_stride + first + r] = source.finish(first + r, result[r], x + t * x_stride);
+      y[t * y_stride + first + r] = source.finish(first + r, result[r], plain + t * layout.in_features);
     }
   }
 }
 
 // RowKernels::gemv for one kind of rows.
 template <typename Rows>
-void multiply_few(const Rows& source, int64_t first, int64_t rows, const float* x, int64_t tokens, float* y,
-                  int64_t y_stride) {
+void multiply_few(const Rows& source, int64_t first, int64_t rows, const float* x, const float* plain,
+                  int64_t tokens, float* y, int64_t y_stride) {
   const int64_t x_stride = (source.layout.in_features + kGroupIntUnit - 1) / kGroupIntUnit * kGroupIntUnit;
   for (int64_t r = 0; r < rows; r += kGemvRows) {
     const int64_t here = smaller(kGemvRows, rows - r);
     for (int64_t t = 0; t < tokens; t += kGemvTokens) {
       const float* xt = x + t * x_stride;
+      const float* pt = plain + t * source.layout.in_features;
       float* yt = y + t * y_stride;
       switch (smaller(kGemvTokens, tokens - t)) {
         case 1:
-          gemv_rows<Rows, 1>(source, first + r, here, xt, x_stride, yt, y_stride);
+          gemv_rows<Rows, 1>(source, first + r, here, xt, x_stride, pt, yt, y_stride);
           break;
         case 2:
-          gemv_rows<Rows, 2>(source, first + r, here, xt, x_stride, yt, y_stride);
+          gemv_rows<Rows, 2>(source, first + r, here, xt, x_stride, pt, yt, y_stride);
           break;
 #if defined(__AVX512F__)
         case 3:
-          gemv_rows<Rows, 3>(source, first + r, here, xt, x_stride, yt, y_stride);
+          gemv_rows<Rows, 3>(source, first + r, here, xt, x_stride, pt, yt, y_stride);
           break;
         default:
-          gemv_rows<Rows, 4>(source, first + r, here, xt, x_stride, yt, y_stride);
+          gemv_rows<Rows, 4>(source, first + r, here, xt, x_stride, pt, yt, y_stride);
           break;
 #endif
       }
@@ -201,11 +221,12 @@ void multiply_tile(const float* panel, int64_t depth, const float* x, int64_t x_
 template <typename Rows>
 void multiply_many(const Rows& source, int64_t first, int64_t rows, const float* x, int64_t tokens,
                    float* panel, float* y, int64_t y_stride) {
+  static_assert(Rows::kDepth <= kGroupIntDepth && Rows::kDepth % kGroupIntUnit == 0);
   const auto& layout = source.layout;
   const int64_t x_stride = (layout.in_features + kGroupIntUnit - 1) / kGroupIntUnit * kGroupIntUnit;
-  for (int64_t begin = 0; begin < layout.in_features; begin += kGroupIntDepth) {
-    const int64_t end = smaller(layout.in_features, begin + kGroupIntDepth);
-    const int64_t depth = smaller(x_stride - begin, kGroupIntDepth);
+  for (int64_t begin = 0; begin < layout.in_features; begin += Rows::kDepth) {
+    const int64_t end = smaller(layout.in_features, begin + Rows::kDepth);
+    const int64_t depth = smaller(x_stride - begin, Rows::kDepth);
     for (int64_t row = 0; row < rows; row += kPanelRows) {
       const int64_t here = smaller(kPanelRows, rows - row);
       for (int64_t r = 0; r < kPanelRows; ++r) {

@@ -92,7 +92,8 @@ Tensor pack_codes(const QuantizedWeight& weight, const std::string& name) {
       }
       stored[j] = static_cast<uint8_t>(code);
     }
-    code_stream_pack(stored.data(), k, weight.weight_bits, codes.mutable_data<uint8_t>() + row * row_bytes);
+    squeezellm_pack_codes(stored.data(), k, weight.weight_bits,
+                          codes.mutable_data<uint8_t>() + row * row_bytes);
   }
   return codes;
 }

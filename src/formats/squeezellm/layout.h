@@ -27,6 +27,10 @@ struct SqueezellmLayout {
   const float* bias = nullptr;  // [n] or nullptr
 };
 
+// Codes of one row, one byte each, and their bytes of README.md, ceil(count * bits / 8) of them.
+void squeezellm_pack_codes(const uint8_t* codes, int64_t count, int bits, uint8_t* packed);
+void squeezellm_unpack_codes(const uint8_t* packed, int64_t count, int bits, uint8_t* codes);
+
 // Of a linear that validate() accepted.
 SqueezellmLayout squeezellm_layout(const PackedLinear& linear);
 
