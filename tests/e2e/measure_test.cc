@@ -84,6 +84,29 @@ TEST(PerplexityCommand, IdsGiveTheSameAsTheirText) {
   }
 }
 
+TEST(PerplexityCommand, NarrowerCachesLoseMore) {
+  const std::string model = fixture("llama_outliers");
+  double previous = 0;
+  for (const std::vector<std::string>& types : {std::vector<std::string>{"--cache-type", "q8"},
+                                                {"-ctk", "q8_0", "-ctv", "q4_0"},
+                                                {"--cache-type", "q4"}}) {
+    std::vector<std::string> arguments = {"perplexity",  model, "-f",          fixture("text/valid.txt"),
+                                          "-c",          "128", "--chunks",    "4",
+                                          "--reference", model, "--no-special"};
+    arguments.insert(arguments.end(), types.begin(), types.end());
+    const Json result = nibble_json(arguments);
+    EXPECT_GT(result.at("kl_divergence"), previous);
+    EXPECT_LT(result.at("kl_divergence"), 0.05);
+    previous = result.at("kl_divergence");
+    EXPECT_EQ(result.at("cache_type_v"), types[0] == "-ctk" ? "q4" : types[1]);
+    EXPECT_EQ(result.at("cache_type_k"), types[0] == "-ctk" ? "q8" : types[1]);
+  }
+  const Result refused =
+      nibble({"perplexity", model, "-f", fixture("text/valid.txt"), "--cache-type-v", "q5"});
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_NE(refused.err.find("'q5', expected one of f32, f16, q8"), std::string::npos) << refused.err;
+}
+
 TEST(PerplexityCommand, TooLittleTextIsRefusedWithCounts) {
   const TemporaryFolder folder;
   std::ofstream(folder / "short.txt") << "Hello world";
