@@ -101,6 +101,16 @@ TEST(PerplexityCommand, NarrowerCachesLoseMore) {
     EXPECT_EQ(result.at("cache_type_v"), types[0] == "-ctk" ? "q4" : types[1]);
     EXPECT_EQ(result.at("cache_type_k"), types[0] == "-ctk" ? "q8" : types[1]);
   }
+  const Json ran = nibble_json({"run", model, "-p", "Anne Elliot", "-n", "4", "--temp", "0", "--ignore-eos",
+                                "-ctk", "q4_0", "-ctv", "q8_0"});
+  EXPECT_EQ(ran.at("output_ids").size(), ran.at("prompt_ids").size() + 4);
+  const auto cache_bytes = [&](const std::string& type) {
+    return nibble_json({"bench", model, "-p", "8", "-n", "2", "-r", "1", "--cache-type", type})
+        .at("cache_bytes")
+        .get<int64_t>();
+  };
+  EXPECT_EQ(cache_bytes("q8") * 32 * 10, cache_bytes("f32") * 85);  // 8.5 bits a value, heads of 64
+  EXPECT_EQ(cache_bytes("q4") * 32, cache_bytes("f32") * 5);
   const Result refused =
       nibble({"perplexity", model, "-f", fixture("text/valid.txt"), "--cache-type-v", "q5"});
   EXPECT_EQ(refused.code, 2);
