@@ -7,6 +7,8 @@
 #include <csignal>
 #include <cstdio>
 #include <new>
+#include <string_view>
+#include <vector>
 
 #include "backend/cpu/cpu_path.h"
 #include "base/error.h"
@@ -65,8 +67,14 @@ int run_program(int argc, char** argv) {
     CLI::App* command = app.add_subcommand(kCommands[i].name, kCommands[i].description);
     actions[i] = {command, kCommands[i].add(*command)};
   }
+  // llama.cpp's spelling of two options: more than one letter behind one dash is beyond the parser.
+  std::vector<const char*> arguments(argv, argv + argc);
+  for (const char*& argument : arguments) {
+    if (std::string_view(argument) == "-ctk") argument = "--cache-type-k";
+    if (std::string_view(argument) == "-ctv") argument = "--cache-type-v";
+  }
   try {
-    app.parse(argc, argv);
+    app.parse(argc, arguments.data());
   } catch (const CLI::Success& success) {  // --help, --version
     std::ostringstream text;
     app.exit(success, text, text);

@@ -17,6 +17,7 @@ struct PerplexityCommand {
   std::optional<int64_t> window;
   int64_t max_windows = 0;
   bool no_special = false;
+  std::string key_cache = "f32", value_cache = "f32";
 };
 
 // A difference in tokenizers would make the two models answer different questions.
@@ -45,6 +46,8 @@ std::string with_error(double value, double standard_error) {
 }
 
 int measure(const PerplexityCommand& options, const CommonOptions& common) {
+  const CacheTypes cache = {cache_type_from_name(options.key_cache, "--cache-type-k"),
+                            cache_type_from_name(options.value_cache, "--cache-type-v")};
   auto pool = std::make_shared<ThreadPool>(common.threads);
   const std::unique_ptr<Engine> engine = Engine::open(options.model, pool);
   std::unique_ptr<Engine> reference;
@@ -69,7 +72,7 @@ int measure(const PerplexityCommand& options, const CommonOptions& common) {
       windows.bos >= 0 ? format_text("BOS {} before each", windows.bos) : "no special tokens";
   log_info("{}: {} windows of {} tokens, {}, each scored from its second token", source, windows.windows,
            windows.length, bos);
-  const PerplexityResult result = measure_perplexity(*engine, windows, reference.get());
+  const PerplexityResult result = measure_perplexity(*engine, windows, reference.get(), cache);
 
   if (common.json) {
     OrderedJson json = {{"perplexity", result.perplexity},
@@ -83,6 +86,8 @@ int measure(const PerplexityCommand& options, const CommonOptions& common) {
       json["top1_stderr"] = result.top1_stderr;
     }
     json["context"] = windows.length;
+    json["cache_type_k"] = cache_type_name(cache.keys);
+    json["cache_type_v"] = cache_type_name(cache.values);
     json["bos"] = windows.bos >= 0 ? OrderedJson(windows.bos) : OrderedJson(nullptr);
     write_json(json);
     return kExitDone;
@@ -120,6 +125,7 @@ Action add_perplexity(CLI::App& command) {
       ->check(whole_number(1))
       ->type_name("K");
   command.add_flag("--no-special", options->no_special, "No BOS before each window");
+  add_cache_options(command, &options->key_cache, &options->value_cache);
   command
       .add_option("--reference", options->reference,
                   "Also measure KL divergence and top-1 agreement with this model")

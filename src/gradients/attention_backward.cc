@@ -133,7 +133,8 @@ class AttentionBackward final : public SubLayerBackward {
       spans.push_back({.query = queries_.data() + first * spec_.query_size(),
                        .out = attended_.data() + first * spec_.query_size(),
                        .tokens = batch_.length,
-                       .type = WeightType::kF32,
+                       .key_type = CacheType::kF32,
+                       .value_type = CacheType::kF32,
                        .key_tiles = key_tiles.data() + sequence * per_sequence,
                        .value_tiles = value_tiles.data() + sequence * per_sequence,
                        .tiles = tiles_});

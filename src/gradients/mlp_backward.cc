@@ -32,6 +32,7 @@ class MlpBackward final : public SubLayerBackward {
       const float* gate = products_.data() + t * 2 * width;
       float_kernels().silu_mul(gate, gate + width, width, activated_.data() + t * width);
     });
+    if (parts_.down_hadamard) parts_.down_hadamard->apply_rows(activated_.data(), tokens_, scratch, pool);
     if (output == nullptr) return;
     parts_.down->forward(activated_.data(), tokens_, output, scratch, pool);
     add_to_residual(input, tokens_ * hidden, output, pool);
@@ -42,6 +43,9 @@ class MlpBackward final : public SubLayerBackward {
     tap(*parts_.down, activated_.data(), gradient);
     by_activated_.resize(static_cast<size_t>(tokens_ * width));
     down_.gradient_by_input(gradient, tokens_, by_activated_.data(), pool);
+    if (parts_.down_hadamard) {
+      parts_.down_hadamard->apply_rows(by_activated_.data(), tokens_, scratch_, pool, /*inverse=*/true);
+    }
     pool.parallel_for(tokens_, [&](int64_t t, int) {
       activation_backward(by_activated_.data() + t * width, width, products_.data() + t * 2 * width);
     });
@@ -81,6 +85,7 @@ class MlpBackward final : public SubLayerBackward {
   // [tokens, hidden], [tokens, 2 width], [tokens, width]; the products become the gradients by them.
   std::vector<float> normed_, products_, activated_;
   std::vector<float> by_activated_, by_normed_;
+  Scratch scratch_;
 };
 
 }  // namespace

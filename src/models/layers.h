@@ -29,6 +29,7 @@ std::unique_ptr<SubLayer> make_attention_layer(const ModelSpec& spec, AttentionP
 struct MlpParts {
   NormWeights norm;
   std::unique_ptr<LinearGroup> gate_up, down;
+  std::shared_ptr<const Hadamard> down_hadamard;  // of the input of `down`; null: none
 };
 std::unique_ptr<SubLayer> make_mlp_layer(const ModelSpec& spec, MlpParts parts);
 

@@ -34,6 +34,7 @@ class MlpLayer final : public SubLayer {
     parts_.gate_up->forward(x, tokens, gate_up, scratch, *context.pool);
     float* activated = scratch.take<float>(static_cast<size_t>(tokens * width));
     activate(gate_up, tokens, activated, *context.pool);
+    if (parts_.down_hadamard) parts_.down_hadamard->apply_rows(activated, tokens, scratch, *context.pool);
     if (tap != nullptr && !(*tap)(*parts_.down, activated, tokens)) return false;
 
     parts_.down->forward(activated, tokens, x, scratch, *context.pool);

@@ -104,7 +104,7 @@ class Model {
   void for_each_group(const std::function<void(LinearGroup&)>& visit);
   size_t prepared_bytes() const;
 
-  std::unique_ptr<SequenceCache> make_cache(int64_t capacity, CacheType type = CacheType::kF32) const;
+  std::unique_ptr<SequenceCache> make_cache(int64_t capacity, CacheTypes types = CacheType::kF32) const;
 
  private:
   friend struct ModelBuilder;

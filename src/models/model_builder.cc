@@ -186,6 +186,7 @@ Block ModelBuilder::build_block(const ModelSpec& spec, const std::shared_ptr<con
       "intermediate_size", "hidden_size");
   add(*m.gate_up, mlp + "up_proj", LinearRole::kUp, spec.intermediate_size, spec.mlp_bias,
       "intermediate_size", "hidden_size");
+  if (spec.down_hadamard) m.down_hadamard = std::make_shared<Hadamard>(*spec.down_hadamard);
   m.down = std::make_unique<LinearGroup>(mlp + "down_proj.input", spec.intermediate_size);
   add(*m.down, mlp + "down_proj", LinearRole::kDown, spec.hidden_size, spec.mlp_bias, "hidden_size",
       "intermediate_size");

@@ -154,10 +154,13 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   // read once.
   const auto tokens = static_cast<double>(data.sequences * data.length);
   const double hidden = static_cast<double>(spec.hidden_size);
+  // Bytes per entry: the embedding read once and quantized; of a rotated model, embedding and head are there
+  // as floats.
+  const double held_matrices = checkpoint.config().contains("nibble_rotation") ? 9 : 5;
   const double batch = std::max(2048.0, static_cast<double>(data.length));
   forecast.peak_memory_bytes = 8 * block_weights + 12 * widest * widest + 16 * largest + 4 * tokens * hidden +
                                4 * batch * (6 * hidden + 3 * static_cast<double>(spec.intermediate_size)) +
-                               5 * token_matrix;
+                               held_matrices * token_matrix;
   const SensitivityPlan plan = plan_sensitivity(options.recipe, spec, data.sequences);
   const SensitivityCost sensitivity =
       sensitivity_cost(plan, spec, data.length, forecast.available_memory_bytes);
@@ -166,7 +169,7 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   forecast.temporary_bytes = sensitivity.disk_bytes;
   // The backward pass is over before the first block is quantized; both hold the embedding table.
   forecast.peak_memory_bytes =
-      std::max(forecast.peak_memory_bytes, sensitivity.memory_bytes + 5 * token_matrix);
+      std::max(forecast.peak_memory_bytes, sensitivity.memory_bytes + held_matrices * token_matrix);
 
   forecast.seconds = weights / 50e6;  // rounding: tens of millions of weights a second
   if (data.empty()) return forecast;

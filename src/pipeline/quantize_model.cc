@@ -12,12 +12,14 @@
 #include "models/linear_info.h"
 #include "nibble/version.h"
 #include "pipeline/block_quantizer.h"
+#include "pipeline/channel_balance.h"
 #include "pipeline/digest.h"
 #include "pipeline/forecast.h"
 #include "pipeline/quantized_folder.h"
 #include "pipeline/sensitivity.h"
 #include "pipeline/sparse_outliers.h"
 #include "pipeline/token_matrix.h"
+#include "transforms/rotate_checkpoint.h"
 
 namespace nibble {
 namespace {
@@ -68,6 +70,8 @@ class QuantizationRun {
           options_.recipe.name);
     }
     if (needs_data_) data_ = load_calibration_data(options_.calibration, spec_, checkpoint_.path());
+    checkpoint_ = transform_checkpoint(std::move(checkpoint_), options_, data_, pool_);
+    spec_ = read_model_spec(checkpoint_);
   }
 
   QuantizeForecast forecast() { return make_forecast(options_, checkpoint_, spec_, data_, pool_); }
@@ -75,6 +79,9 @@ class QuantizationRun {
 
  private:
   static Checkpoint open_source(const QuantizeOptions& options);
+  // What a recipe does to the whole model before its linears are quantized.
+  static Checkpoint transform_checkpoint(Checkpoint checkpoint, const QuantizeOptions& options,
+                                         const CalibrationData& data, ThreadPool& pool);
   std::string fingerprint() const;
   Json provenance() const;
   void hash_sources();
@@ -109,6 +116,18 @@ Checkpoint QuantizationRun::open_source(const QuantizeOptions& options) {
     fail_usage("--embedding-bits is {}, expected 16, 8 or 4", options.embedding_bits);
   }
   return checkpoint;
+}
+
+Checkpoint QuantizationRun::transform_checkpoint(Checkpoint checkpoint, const QuantizeOptions& options,
+                                                 const CalibrationData& data, ThreadPool& pool) {
+  const LinearSettings& settings = options.recipe.defaults;
+  if (settings.rotation == "none") return checkpoint;
+  RotationOptions rotation = {.down_input = settings.rotation == "hadamard",
+                              .seed = options.calibration.seed};
+  if (settings.balance_channels && !data.empty()) {
+    rotation.channels = measure_channels(checkpoint, data, pool);
+  }
+  return rotate_checkpoint(std::move(checkpoint), rotation);
 }
 
 void QuantizationRun::hash_sources() {

@@ -18,6 +18,9 @@ namespace {
 
 constexpr std::array<std::string_view, 7> kRoles = {"q", "k", "v", "o", "gate", "up", "down"};
 
+// Settings that change the whole model, and so are taken from a recipe's defaults.
+constexpr std::string_view kWholeModelSettings[] = {"rotation", "balance_channels"};
+
 constexpr JsonLimits kRecipeLimits = {.max_bytes = size_t{1} << 20, .max_depth = 8, .allow_comments = true};
 
 template <typename Names>
@@ -80,6 +83,8 @@ std::vector<std::string> format_names() {
   return names;
 }
 
+std::vector<std::string> rotations() { return {"none", "hadamard", "hadamard-offline"}; }
+
 std::vector<std::string> column_orders() { return {"ascending", "natural", "descending"}; }
 
 std::vector<std::string> sensitivities() { return {"fisher", "hessian_diagonal", "uniform"}; }
@@ -112,6 +117,8 @@ std::span<const Field> fields() {
       {"sparse_outlier_percent", Amount{&LinearSettings::sparse_outlier_percent, 0, 100}},
       {"lnq_hessian", Choice{&LinearSettings::lnq_hessian, lnq_hessians}},
       {"lnq_iterations", Count{&LinearSettings::lnq_iterations, 0, 1000}},
+      {"rotation", Choice{&LinearSettings::rotation, rotations}},
+      {"balance_channels", Switch{&LinearSettings::balance_channels}},
   };
   return kFields;
 }
@@ -234,6 +241,11 @@ RecipeOverride read_override(const Json& json, const std::string& source) {
     fail("{}: 'settings' is missing or empty; expected an object of settings to change", source);
   }
   made.settings = json.at("settings");
+  for (const std::string_view name : kWholeModelSettings) {
+    if (made.settings.is_object() && made.settings.contains(std::string(name))) {
+      fail("{}: '{}' concerns the whole model: expected among the recipe's defaults", source, name);
+    }
+  }
   LinearSettings probe;
   set_all(probe, made.settings, source + ", 'settings'");
   return made;
@@ -407,6 +419,10 @@ void Recipe::apply_set(const std::string& key_value) {
   field = field.substr(dot + 1);
   if (!is_role(role))
     fail_usage("{}: there is no role '{}'; expected one of {}", source, printable(role), listed(kRoles));
+  for (const std::string_view setting : kWholeModelSettings) {
+    if (field == setting)
+      fail_usage("{}: '{}' concerns the whole model: expected without a role", source, setting);
+  }
   LinearSettings probe;
   probe.set(field, value, source);
   RecipeOverride made;

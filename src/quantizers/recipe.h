@@ -60,6 +60,12 @@ struct LinearSettings {
   // LNQ: "plain", the second moments of the input, or "guided", weighted by the gradients of the loss.
   std::string lnq_hessian = "plain";
   int64_t lnq_iterations = 4;  // LNQ: least-squares levels and one visit of every column, each
+  // Of the whole model before anything else, so only in a recipe's defaults: "none"; "hadamard", the residual
+  // stream, the values of attention and, while running, the input of down projections; "hadamard-offline",
+  // the first two, which cost nothing while running.
+  std::string rotation = "none";
+  // With a rotation and calibration: channels between two linears are balanced first (rotate_checkpoint.h).
+  bool balance_channels = false;
 
   // Sets one field. Throws UsageError naming `source`, field, value and the allowed ones for an unknown field
   // or a value out of its range; nothing is changed then.

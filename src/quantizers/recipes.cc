@@ -52,6 +52,21 @@ constexpr std::string_view kQuik8b = R"({
   ]
 })";
 
+constexpr std::string_view kW4A4Hadamard = R"({
+  "name": "w4a4-hadamard",
+  "description": "4-bit weights and activations without outlier columns: Hadamard rotations, GPTQ, clip search",
+  "defaults": {
+    "quantizer": "gptq",
+    "format": "quik",
+    "weight_bits": 4,
+    "activation_bits": 4,
+    "outlier_columns": 0,
+    "clip": true,
+    "rotation": "hadamard",
+    "balance_channels": true  // halves what 4-bit inputs of down projections lose on models with outliers there
+  }
+})";
+
 const std::array kRecipes = {
     BuiltinRecipe{"quik-4b", kQuik4b},
     BuiltinRecipe{"quik-8b", kQuik8b},
@@ -61,6 +76,7 @@ const std::array kRecipes = {
     BuiltinRecipe{"squeezellm-3b-sparse", kSqueezellm3bSparse},
     BuiltinRecipe{"squeezellm-4b-sparse", kSqueezellm4bSparse},
     BuiltinRecipe{"squeezellm-3b-lnq", kSqueezellm3bLnq},
+    BuiltinRecipe{"w4a4-hadamard", kW4A4Hadamard},
 };
 
 }  // namespace

@@ -25,10 +25,9 @@ int64_t top_token(const float* logits, int64_t vocabulary) {
 // Runs whole windows through one model and yields logits of chosen rows.
 class WindowRunner {
  public:
-  WindowRunner(const Engine& engine, int64_t length, int64_t windows_at_once)
+  WindowRunner(const Engine& engine, int64_t length, int64_t windows_at_once, CacheTypes cache)
       : engine_(engine), length_(length) {
-    for (int64_t i = 0; i < windows_at_once; ++i)
-      caches_.push_back(engine.model().make_cache(length, CacheType::kF32));
+    for (int64_t i = 0; i < windows_at_once; ++i) caches_.push_back(engine.model().make_cache(length, cache));
   }
 
   // ids [count, length]
@@ -140,7 +139,7 @@ TokenScore score_token(const float* logits, const float* reference, int64_t voca
 }
 
 PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& windows,
-                                    const Engine* reference) {
+                                    const Engine* reference, CacheTypes cache) {
   NIBBLE_CHECK(windows.windows >= 1 && windows.length >= 2);
   const int64_t vocabulary = engine.vocabulary();
   for (const Engine* model : {&engine, reference}) {
@@ -159,10 +158,10 @@ PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& 
   const int64_t scored_per_window = windows.length - 1;
   const int64_t at_once = std::clamp<int64_t>(kPromptBatch / rows_per_window, 1, windows.windows);
 
-  WindowRunner runner(engine, rows_per_window, at_once);
+  WindowRunner runner(engine, rows_per_window, at_once, cache);
   std::unique_ptr<WindowRunner> reference_runner;
   if (reference != nullptr)
-    reference_runner = std::make_unique<WindowRunner>(*reference, rows_per_window, at_once);
+    reference_runner = std::make_unique<WindowRunner>(*reference, rows_per_window, at_once, CacheType::kF32);
 
   Totals totals;
   std::vector<int32_t> batch;

@@ -40,10 +40,10 @@ ScoringWindows cut_windows(std::span<const int32_t> ids, int64_t length, int64_t
 ScoringWindows text_windows(const Engine& engine, std::string_view text, const PerplexityOptions& options,
                             const std::string& source);
 
-// Throws Error when the windows are longer than a model's context, the vocabularies differ, or a model
-// computes NaN; Interrupted on Ctrl-C.
+// `cache` is how `engine` keeps keys and values; the reference keeps F32. Throws Error when the windows are
+// longer than a model's context, the vocabularies differ, or a model computes NaN; Interrupted on Ctrl-C.
 PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& windows,
-                                    const Engine* reference);
+                                    const Engine* reference, CacheTypes cache = CacheType::kF32);
 
 // Mean of sum / count over clusters and its standard error, as above.
 struct ClusteredMean {

@@ -95,6 +95,28 @@ TEST(Quantize, MoreBitsAndOutlierColumnsLoseLess) {
   EXPECT_LT(divergence["quik-4b"] * 10, divergence["rtn-w4a4"]);
 }
 
+// Without any outlier column, and with the down projections as narrow as everything else in front of them.
+TEST(Quantize, RotationsReplaceOutlierColumns) {
+  const TemporaryFolder folder;
+  std::map<std::string, double> divergence;
+  for (const std::string rotation : {"none", "hadamard"}) {
+    const Json result = nibble_json(quantize_arguments(
+        folder / rotation, "w4a4-hadamard",
+        {"--set", "rotation=" + rotation, "--calib-sequences", "16", "--embedding-bits", "16", "--verify"}));
+    for (const Json& linear : result.at("linears")) EXPECT_EQ(linear.at("outlier_columns"), 0);
+    divergence[rotation] =
+        nibble_json({"perplexity", folder / rotation, "-f", fixture("text/valid.txt"), "-c", "256",
+                     "--chunks", "4", "--no-special", "--reference", fixture("llama_outliers")})
+            .at("kl_divergence");
+  }
+  EXPECT_GT(divergence["none"], 2.0);
+  EXPECT_LT(divergence["hadamard"], 0.2);  // 0.11 with all calibration sequences
+  const Json config = read_json(folder / "hadamard" / "config.json");
+  EXPECT_EQ(config.at("tie_word_embeddings"), false);
+  EXPECT_EQ(config.at("nibble_rotation").at("down_input"), (Json{{"block", 512}, {"base", 1}}));
+  EXPECT_FALSE(read_json(folder / "none" / "config.json").contains("nibble_rotation"));
+}
+
 class AwkwardSizes : public testing::TestWithParam<RandomModel> {};
 
 TEST_P(AwkwardSizes, EveryRecipeQuantizesAndRuns) {

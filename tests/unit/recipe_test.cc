@@ -145,6 +145,28 @@ TEST(Recipe, EveryBuiltInFitsTheTablesAndEveryModel) {
   }
 }
 
+// What concerns the whole model cannot be asked for one linear: it would be ignored.
+TEST(Recipe, WholeModelSettingsAreNoOverrides) {
+  Recipe recipe = parse(R"({"name": "mine", "defaults": {"rotation": "hadamard-offline"}})");
+  EXPECT_EQ(recipe.defaults.rotation, "hadamard-offline");
+  recipe.apply_set("rotation=hadamard");
+  EXPECT_EQ(recipe.defaults.rotation, "hadamard");
+  EXPECT_EQ(Recipe::find("w4a4-hadamard").defaults.rotation, "hadamard");
+  EXPECT_EQ(Recipe::find("quik-4b").defaults.rotation, "none");
+  for (const std::string setting : {"rotation", "balance_channels"}) {
+    const std::string value = setting == "rotation" ? "\"hadamard\"" : "true";
+    expect_mentions(message_of<UsageError>([&] { recipe.apply_set("down." + setting + "=" + value); }),
+                    {"'" + setting + "'", "whole model"});
+    expect_mentions(
+        message_of<Error>([&] {
+          parse(R"({"name": "x", "overrides": [{"settings": {")" + setting + "\": " + value + "}}]}");
+        }),
+        {"'" + setting + "'", "whole model"});
+  }
+  expect_mentions(message_of<UsageError>([&] { recipe.apply_set("rotation=sideways"); }),
+                  {"sideways", "none, hadamard, hadamard-offline"});
+}
+
 TEST(Recipe, OverridesApplyInOrderByNameRoleAndBits) {
   const Recipe recipe = parse(R"({
     "name": "mine",  // comments are allowed
