@@ -71,11 +71,12 @@ def report(rounds, about, source, models, options, commands):
         medians = {c: statistics.median(r[c][key] for r in used) for c in contestants}
         ratios = [f"{statistics.median(r[c][key] / r['llama.cpp'][key] for r in used):.2f}" for c in contestants[1:] if about]
         summary.append([names[k], *(f"{medians[c]:.2f}" for c in contestants), *ratios])
-    lines = [f"nibble and llama.cpp on random weights of the shape {options.shape}: prompt of {options.prompt} and {options.new} "
-             f"new tokens, {options.threads} threads; ratios are medians of the rounds' ratios", "", *measure.machine_lines()]
+    who = "nibble and llama.cpp" if about else "nibble"
+    lines = [f"{who} on random weights of the shape {options.shape}: prompt of {options.prompt} and {options.new} "
+             f"new tokens, {options.threads} threads" + ("; ratios are medians of the rounds' ratios" if about else ""), "", *measure.machine_lines()]
     if about:
         lines.append(f"peer:    llama.cpp in llama-cpp-python {about['binding']} ({', '.join(about['features'])})")
-    lines += ["", f"llama.cpp: {measure.relative(source)}, Q4_0 linears, Q{options.embedding}_0 embedding and head, "
+    lines += ["", f"{'llama.cpp' if about else 'source'}: {measure.relative(source)}, Q4_0 linears, Q{options.embedding}_0 embedding and head, "
               f"{source.stat().st_size / 1e6:.1f} MB"]
     for recipe, model in models.items():
         facts = measure.nibble("inspect", model)
