@@ -31,13 +31,14 @@ tr:last-child > * { border-bottom: 0; }
 thead th { background: var(--shade); font-weight: 600; vertical-align: bottom; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 thead th:first-child { background: var(--shade); }
-td.text { text-align: left; white-space: normal; min-width: 14rem; } td small { color: var(--soft); display: block; }
-tr.failed td, tr.failed th { color: var(--bad); }
+td.text { white-space: normal; min-width: 14rem; } td small { color: var(--soft); display: block; }
+tr.failed td, tr.failed th { color: var(--bad); text-align: left; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1.2rem; }
 figure { margin: 0; padding: .8rem; border: 1px solid var(--line); border-radius: 8px; min-width: 0; }
 figcaption { font-size: .875rem; } figcaption b { color: var(--ink); display: block; font-size: 1rem; }
 svg { width: 100%; height: auto; display: block; font-family: inherit; }
 svg text { fill: var(--ink); font-size: 12.5px; } svg .tick { fill: var(--soft); } svg .axis { font-size: 13px; }
+svg .leader { stroke: var(--soft); stroke-width: .7; fill: none; }
 svg .label { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
 figure.alone { max-width: 680px; }
 svg .grid { stroke: var(--line); fill: none; } svg .frame { stroke: var(--soft); fill: none; }
@@ -47,7 +48,8 @@ svg .frontier { stroke: var(--soft); stroke-dasharray: 3 4; fill: none; } svg .b
 .h5 { fill: var(--h5); } .h6 { fill: var(--h6); } .h7 { fill: var(--h7); } .h8 { fill: var(--h8); }
 details { margin: .8rem 0; } summary { cursor: pointer; } dl { margin: 0; } dt { font-weight: 600; margin-top: .6rem; } dd { margin: 0; }
 code { font-size: .85rem; overflow-wrap: anywhere; }
-@media (max-width: 560px) { body { padding: 1rem .7rem 2rem; font-size: 15px; } figure { padding: .5rem .3rem; } svg text { font-size: 14px; } svg .axis { font-size: 14px; } }
+@media (max-width: 560px) { body { padding: 1rem .7rem 2rem; font-size: 15px; } figure { padding: .5rem .3rem; } svg text, svg .axis { font-size: 13.5px; }
+  th:first-child { white-space: normal; min-width: 6.5rem; max-width: 8.5rem; overflow-wrap: anywhere; } }
 )css";
 
 enum Series { kActivations16, kActivations8, kActivations4, kSourceSeries };
@@ -73,8 +75,9 @@ std::string cell(const std::string& text, const std::string& small = "") {
 std::string gap_cell(const Comparison& comparison, const ComparisonRow& row, Baseline baseline) {
   const auto gap = gap_closed(comparison, row, baseline);
   if (!gap) return cell(kNoNumber);
-  return cell(percent_text(gap->share), format_text("of {} at {} bits", gap->baseline->name,
-                                                    fixed_number(gap->baseline->bits_per_weight, 2)));
+  return cell(percent_text(gap->share),
+              format_text("<small>of {}</small><small>at {} bits</small>", escape_html(gap->baseline->name),
+                          fixed_number(gap->baseline->bits_per_weight, 2)));
 }
 
 std::string spread(const std::vector<double>& samples) {
@@ -185,13 +188,13 @@ std::string charts(const Comparison& comparison) {
        true}};
   std::string html;
   for (const Chart& chart : kCharts) {
-    ScatterChart scatter = {
-        .id = chart.id,
-        .title = chart.title,
-        .x_title = chart.x_title,
-        .y_title = chart.y_title,
-        .more_x_is_better = chart.more_x_is_better,
-        .series = {"16-bit activations", "8-bit activations", "4-bit activations", "source"}};
+    ScatterChart scatter = {.id = chart.id,
+                            .title = chart.title,
+                            .x_title = chart.x_title,
+                            .y_title = chart.y_title,
+                            .more_x_is_better = chart.more_x_is_better,
+                            .legend_title = "activations:",
+                            .series = {"16 bit", "8 bit", "4 bit", "source"}};
     double least = std::numeric_limits<double>::infinity(), most = 0;
     for (const ComparisonRow& row : comparison.rows) {
       const Measured& y = row.*chart.y;
@@ -202,6 +205,7 @@ std::string charts(const Comparison& comparison) {
         most = std::max(most, y.value);
       }
     }
+    scatter.log_x = chart.x == &ComparisonRow::bits_per_weight;
     scatter.log_y = chart.y == &ComparisonRow::kl_divergence || most > 4 * least;
     if (scatter.log_y && chart.y == &ComparisonRow::perplexity) scatter.y_title += " (log)";
     html += figure(chart.title, chart.caption, scatter_svg(scatter));

@@ -11,9 +11,9 @@
 namespace nibble {
 namespace {
 
-constexpr double kWidth = 520, kHeight = 380;
+constexpr double kWidth = 520;
 constexpr double kLeft = 62, kRight = 16, kTop = 14, kBottom = 50;
-constexpr double kCharacter = 6.4;  // mean width at the label's font size
+constexpr double kCharacter = 7.1;  // of a label, somewhat more than the mean width in common fonts
 constexpr double kLine = 13;
 
 struct Box {
@@ -90,7 +90,8 @@ std::vector<ScatterPoint> frontier(std::vector<ScatterPoint> points, bool more_x
   return best;
 }
 
-// Puts labels where they hide neither points nor one another; the last resort is the first place.
+// Puts labels where they hide neither points nor one another: beside their point where there is room, else
+// farther away with a line to it. The last resort is the first place.
 class LabelPlacer {
  public:
   explicit LabelPlacer(Box frame) : frame_(frame) {}
@@ -98,36 +99,61 @@ class LabelPlacer {
 
   std::string place(const std::string& label, double x, double y) {
     const double width = kCharacter * static_cast<double>(label.size());
-    struct Candidate {
-      double x, y;  // left end and baseline
-    };
-    const std::array<Candidate, 8> candidates = {{{x + 9, y + 4},
-                                                  {x - 9 - width, y + 4},
-                                                  {x - width / 2, y - 10},
-                                                  {x - width / 2, y + 19},
-                                                  {x + 7, y - 8},
-                                                  {x + 7, y + 16},
-                                                  {x - 7 - width, y - 8},
-                                                  {x - 7 - width, y + 16}}};
-    const auto box_of = [&](const Candidate& at) {
-      return Box{at.x, at.y - kLine + 3, at.x + width, at.y + 3};
-    };
-    const auto free = [&](const Candidate& at) {
-      const Box box = box_of(at);
-      return box.left >= frame_.left && box.right <= frame_.right && box.top >= frame_.top &&
-             box.bottom <= frame_.bottom && std::none_of(taken_.begin(), taken_.end(), [&](const Box& other) {
-               return box.overlaps(other);
-             });
-    };
-    const auto* found = std::find_if(candidates.begin(), candidates.end(), free);
-    if (found == candidates.end()) found = candidates.begin();
-    double left = std::clamp(found->x, frame_.left, std::max(frame_.left, frame_.right - width));
-    taken_.push_back(box_of({left, found->y}));
-    return format_text("<text class=\"label\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", left, found->y,
-                       escape_html(label));
+    // Where the nearest point of the label's box to the marker is: (dx, dy) from it, in the order of
+    // preference.
+    constexpr std::array<std::array<double, 2>, 12> kDirections = {{{1, 0},
+                                                                    {-1, 0},
+                                                                    {0, -1},
+                                                                    {0, 1},
+                                                                    {0.7, -0.7},
+                                                                    {0.7, 0.7},
+                                                                    {-0.7, -0.7},
+                                                                    {-0.7, 0.7},
+                                                                    {0.9, -0.4},
+                                                                    {0.9, 0.4},
+                                                                    {-0.9, -0.4},
+                                                                    {-0.9, 0.4}}};
+    Box chosen = {};
+    double away = 0;
+    bool leftward = false;  // flush right, towards its point
+    for (const double distance : {9.0, 20.0, 34.0, 50.0, 68.0, 88.0}) {
+      for (const auto& [dx, dy] : kDirections) {
+        const double near_x = x + distance * dx, near_y = y + distance * dy;
+        const double left = dx > 0 ? near_x : dx < 0 ? near_x - width : near_x - width / 2;
+        const double top = dy > 0.5 ? near_y - 2 : dy < -0.5 ? near_y - kLine + 2 : near_y - kLine / 2;
+        const Box box = {left, top, left + width, top + kLine};
+        if (chosen.right == 0) chosen = box;
+        if (!is_free(box)) continue;
+        chosen = box;
+        leftward = dx < 0;
+        away = distance;
+        break;
+      }
+      if (away > 0) break;
+    }
+    const double shift =
+        std::clamp(chosen.left, frame_.left, std::max(frame_.left, frame_.right - width)) - chosen.left;
+    chosen.left += shift;
+    chosen.right += shift;
+    taken_.push_back(chosen);
+    std::string line;
+    if (away > 10) {
+      const double to_x = std::clamp(x, chosen.left, chosen.right),
+                   to_y = std::clamp(y, chosen.top, chosen.bottom);
+      line = format_text("<path class=\"leader\" d=\"M{:.1f} {:.1f}L{:.1f} {:.1f}\"/>", x, y, to_x, to_y);
+    }
+    return line + format_text("<text class=\"label\" x=\"{:.1f}\" y=\"{:.1f}\"{}>{}</text>",
+                              leftward ? chosen.right : chosen.left, chosen.bottom - 3,
+                              leftward ? " text-anchor=\"end\"" : "", escape_html(label));
   }
 
  private:
+  bool is_free(const Box& box) const {
+    return box.left >= frame_.left && box.right <= frame_.right && box.top >= frame_.top &&
+           box.bottom <= frame_.bottom &&
+           std::none_of(taken_.begin(), taken_.end(), [&](const Box& other) { return box.overlaps(other); });
+  }
+
   Box frame_;
   std::vector<Box> taken_;
 };
@@ -140,13 +166,13 @@ std::string open_svg(const std::string& id, const std::string& title, const std:
       width, height, id, id, id, escape_html(title), id, escape_html(description));
 }
 
-std::string draw_axes(const ScatterChart& chart, const Axis& x_axis, const Axis& y_axis) {
+std::string draw_axes(const ScatterChart& chart, const Axis& x_axis, const Axis& y_axis, double height) {
   std::string svg;
   for (const double tick : axis_ticks(x_axis.least, x_axis.most, x_axis.logarithmic)) {
     const double x = x_axis.place(tick);
-    svg += format_text("<path class=\"grid\" d=\"M{:.1f} {:.1f}V{:.1f}\"/>", x, kTop, kHeight - kBottom);
+    svg += format_text("<path class=\"grid\" d=\"M{:.1f} {:.1f}V{:.1f}\"/>", x, kTop, height - kBottom);
     svg += format_text("<text class=\"tick\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>", x,
-                       kHeight - kBottom + 16, tick_text(tick));
+                       height - kBottom + 16, tick_text(tick));
   }
   for (const double tick : axis_ticks(y_axis.least, y_axis.most, y_axis.logarithmic)) {
     const double y = y_axis.place(tick);
@@ -155,25 +181,26 @@ std::string draw_axes(const ScatterChart& chart, const Axis& x_axis, const Axis&
                        kLeft - 6, y + 4, tick_text(tick));
   }
   svg += format_text("<path class=\"frame\" d=\"M{:.1f} {:.1f}V{:.1f}H{:.1f}\"/>", kLeft, kTop,
-                     kHeight - kBottom, kWidth - kRight);
+                     height - kBottom, kWidth - kRight);
   svg += format_text("<text class=\"axis\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>",
-                     (kLeft + kWidth - kRight) / 2, kHeight - 12, escape_html(chart.x_title));
+                     (kLeft + kWidth - kRight) / 2, height - 12, escape_html(chart.x_title));
   svg += format_text(
       "<text class=\"axis\" transform=\"translate(14 {:.1f}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
-      (kTop + kHeight - kBottom) / 2, escape_html(chart.y_title));
+      (kTop + height - kBottom) / 2, escape_html(chart.y_title));
   return svg;
 }
 
-std::string legend(const ScatterChart& chart, const std::vector<ScatterPoint>& points) {
-  std::string svg;
-  double x = kLeft;
+std::string legend(const ScatterChart& chart, const std::vector<ScatterPoint>& points, double height) {
+  std::string svg = format_text("<text class=\"tick\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", kLeft,
+                                height + 12, escape_html(chart.legend_title));
+  double x = kLeft + 8 + kCharacter * static_cast<double>(chart.legend_title.size());
   for (size_t series = 0; series < chart.series.size(); ++series) {
     if (std::none_of(points.begin(), points.end(),
                      [&](const ScatterPoint& point) { return point.series == static_cast<int>(series); })) {
       continue;
     }
-    svg += marker(static_cast<int>(series), x + 6, kHeight + 8);
-    svg += format_text("<text class=\"tick\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", x + 16, kHeight + 12,
+    svg += marker(static_cast<int>(series), x + 6, height + 8);
+    svg += format_text("<text class=\"tick\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", x + 16, height + 12,
                        escape_html(chart.series[series]));
     x += 28 + kCharacter * static_cast<double>(chart.series[series].size());
   }
@@ -260,7 +287,9 @@ std::vector<double> axis_ticks(double least, double most, bool logarithmic) {
             last = static_cast<int>(std::ceil(std::log10(most)));
   const int every = std::max(1, static_cast<int>(std::ceil(decades / 7)));
   for (int exponent = first; exponent <= last; ++exponent) {
-    for (const double factor : {1.0, 2.0, 5.0}) {
+    for (const double factor : {1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0}) {
+      const bool coarse = factor == 1 || factor == 2 || factor == 5;
+      if (!coarse && decades > 1.1) continue;
       if (factor != 1 && decades > 2.5) continue;
       if (factor == 1 && decades > 2.5 && (exponent - first) % every != 0) continue;
       const double tick = factor * std::pow(10, exponent);
@@ -285,16 +314,17 @@ Drawing scatter_svg(const ScatterChart& chart) {
     ys.push_back(point.y);
   }
   if (points.empty()) return drawing;
+  const double height = points.size() > 10 ? 470 : 380;  // many labels need room
   const Axis x_axis = make_axis(xs, chart.log_x, kLeft, kWidth - kRight);
-  const Axis y_axis = make_axis(ys, chart.log_y, kHeight - kBottom, kTop);
+  const Axis y_axis = make_axis(ys, chart.log_y, height - kBottom, kTop);
 
   std::string description;
   for (const ScatterPoint& point : points) {
     description += format_text("{}{}: {} at {}", description.empty() ? "" : "; ", point.label,
                                short_number(point.y), short_number(point.x));
   }
-  std::string svg = open_svg(chart.id, chart.title, description, kWidth, kHeight + 22);
-  svg += draw_axes(chart, x_axis, y_axis);
+  std::string svg = open_svg(chart.id, chart.title, description, kWidth, height + 22);
+  svg += draw_axes(chart, x_axis, y_axis, height);
 
   const std::vector<ScatterPoint> best = frontier(points, chart.more_x_is_better);
   if (best.size() > 1) {
@@ -304,12 +334,15 @@ Drawing scatter_svg(const ScatterChart& chart) {
                           y_axis.place(point.y));
     svg += format_text("<path class=\"frontier\" d=\"{}\"/>", path);
   }
-  LabelPlacer placer({kLeft, kTop - 6, kWidth - 2, kHeight - kBottom});
+  LabelPlacer placer({kLeft, kTop - 6, kWidth - 2, height - kBottom});
   for (const ScatterPoint& point : points) {
     const double x = x_axis.place(point.x), y = y_axis.place(point.y);
     placer.block({x - 6, y - 6, x + 6, y + 6});
   }
-  std::string labels;
+  std::string labels;  // below the markers, which lines to them may touch
+  for (const ScatterPoint& point : points)
+    labels += placer.place(point.label, x_axis.place(point.x), y_axis.place(point.y));
+  svg += labels;
   for (const ScatterPoint& point : points) {
     const double x = x_axis.place(point.x), y = y_axis.place(point.y);
     if (std::isfinite(point.y_error) && point.y_error > 0) {
@@ -320,9 +353,8 @@ Drawing scatter_svg(const ScatterChart& chart) {
     }
     svg += format_text("<g><title>{}: {} at {}</title>{}</g>", escape_html(point.label),
                        short_number(point.y), short_number(point.x), marker(point.series, x, y));
-    labels += placer.place(point.label, x, y);
   }
-  drawing.svg = svg + labels + legend(chart, points) + "</svg>";
+  drawing.svg = svg + legend(chart, points, height) + "</svg>";
   return drawing;
 }
 
@@ -347,7 +379,7 @@ Drawing heat_map_svg(const HeatMap& map) {
   }
   size_t longest = 0;
   for (const std::string& row : map.rows) longest = std::max(longest, row.size());
-  const double left = std::min(190.0, 10 + kCharacter * static_cast<double>(longest));
+  const double left = std::min(200.0, 14 + kCharacter * static_cast<double>(longest));
   const double cell_height = 18, top = 22;
   const double cell_width =
       (kWidth - left - 4) / static_cast<double>(std::max<size_t>(1, map.columns.size()));

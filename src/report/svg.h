@@ -25,7 +25,8 @@ struct ScatterChart {
   std::string id;  // unique in the page
   std::string title, x_title, y_title;
   bool log_x = false, log_y = false;
-  bool more_x_is_better = false;    // else less; less y is always better
+  bool more_x_is_better = false;  // else less; less y is always better
+  std::string legend_title;
   std::vector<std::string> series;  // names, for the legend; those without points are not shown
   std::vector<ScatterPoint> points;
 };
