@@ -66,6 +66,8 @@ Action add_logits(CLI::App& command);
 Action add_tokenize(CLI::App& command);
 Action add_inspect(CLI::App& command);
 Action add_bench(CLI::App& command);
+Action add_compare(CLI::App& command);
+Action add_evaluate(CLI::App& command);
 Action add_doctor(CLI::App& command);
 
 }  // namespace nibble

@@ -34,6 +34,8 @@ constexpr std::array kCommands = {
     Command{"tokenize", "Turn text into token ids or back", add_tokenize},
     Command{"inspect", "Show what a model consists of and which kernels run it", add_inspect},
     Command{"bench", "Measure tokens per second", add_bench},
+    Command{"compare", "Quantize with several recipes, measure all, and write one report", add_compare},
+    Command{"evaluate", "Measure accuracy on multiple-choice and cloze tasks", add_evaluate},
     Command{"doctor", "Show what this machine offers and what would run", add_doctor},
 };
 

@@ -7,7 +7,6 @@
 #include "base/log.h"
 #include "command.h"
 #include "json_output.h"
-#include "runtime/token_ids.h"
 
 namespace nibble {
 namespace {
@@ -29,17 +28,6 @@ void check_same_tokens(const Engine& engine, const Engine& reference, std::strin
   }
 }
 
-ScoringWindows windows_of_ids(const PerplexityCommand& options, const Engine& engine) {
-  const TokenIds file = read_token_ids_file(options.ids_file, engine.vocabulary());
-  if (file.is_matrix && options.window && *options.window != file.length) {
-    fail_usage("--ctx-size {}: the sequences of {} are windows of {} tokens", *options.window,
-               options.ids_file.string(), file.length);
-  }
-  const int64_t length = file.is_matrix ? file.length : options.window.value_or(PerplexityOptions().window);
-  const int32_t bos = options.no_special ? -1 : engine.bos_id();
-  return cut_windows(file.ids, length, options.max_windows, bos, options.ids_file.string());
-}
-
 std::string with_error(double value, double standard_error) {
   return std::isnan(standard_error) ? format_text("{:.6g}", value)
                                     : format_text("{:.6g} +- {:.2g}", value, standard_error);
@@ -57,7 +45,8 @@ int measure(const PerplexityCommand& options, const CommonOptions& common) {
   std::string source;
   if (!options.ids_file.empty()) {
     source = options.ids_file.string();
-    windows = windows_of_ids(options, *engine);
+    windows = ids_file_windows(*engine, options.ids_file, options.window.value_or(0), options.max_windows,
+                               !options.no_special);
   } else {
     source = options.text_file.string();
     const std::string text = read_text(options.text_file);

@@ -15,6 +15,7 @@
 #include "pipeline/channel_balance.h"
 #include "pipeline/digest.h"
 #include "pipeline/forecast.h"
+#include "pipeline/quantization_record.h"
 #include "pipeline/quantized_folder.h"
 #include "pipeline/sensitivity.h"
 #include "pipeline/sparse_outliers.h"
@@ -76,15 +77,14 @@ class QuantizationRun {
 
   QuantizeForecast forecast() { return make_forecast(options_, checkpoint_, spec_, data_, pool_); }
   QuantizeResult run();
+  std::string fingerprint();
 
  private:
   static Checkpoint open_source(const QuantizeOptions& options);
   // What a recipe does to the whole model before its linears are quantized.
   static Checkpoint transform_checkpoint(Checkpoint checkpoint, const QuantizeOptions& options,
                                          const CalibrationData& data, ThreadPool& pool);
-  std::string fingerprint() const;
   Json provenance() const;
-  void hash_sources();
   // Null where the recipe needs no gradients.
   std::unique_ptr<SensitivityStore> measure_sensitivity(const QuantizedFolder& folder, const Model& model,
                                                         const QuantizeForecast& forecast);
@@ -130,13 +130,6 @@ Checkpoint QuantizationRun::transform_checkpoint(Checkpoint checkpoint, const Qu
   return rotate_checkpoint(std::move(checkpoint), rotation);
 }
 
-void QuantizationRun::hash_sources() {
-  for (const auto& file : checkpoint_.files()) {
-    throw_if_interrupted();
-    source_hashes_.emplace_back(file.filename().string(), sha256_hex_of_file(file));
-  }
-}
-
 Json QuantizationRun::provenance() const {
   Json sources = Json::object();
   for (const auto& [name, hash] : source_hashes_) sources[name] = hash;
@@ -148,7 +141,9 @@ Json QuantizationRun::provenance() const {
   return json;
 }
 
-std::string QuantizationRun::fingerprint() const {
+std::string QuantizationRun::fingerprint() {
+  if (source_hashes_.empty())
+    source_hashes_ = options_.source_hashes.empty() ? hash_source(checkpoint_) : options_.source_hashes;
   const std::string text = provenance().dump() + options_.recipe.to_json().dump();
   return sha256_hex(std::as_bytes(std::span(text)));
 }
@@ -218,8 +213,8 @@ QuantizeResult QuantizationRun::run() {
   const double started = monotonic_seconds();
   const QuantizeForecast forecast = this->forecast();
   check_resources(forecast, options_);
-  hash_sources();
-  QuantizedFolder folder(options_.output, spec_.layers + 1, fingerprint(), options_.resume, options_.force);
+  const std::string fingerprint = this->fingerprint();
+  QuantizedFolder folder(options_.output, spec_.layers + 1, fingerprint, options_.resume, options_.force);
 
   const std::unique_ptr<Model> model =
       Model::load_shell(checkpoint_, pool_, {.context_length = data_.length});
@@ -285,12 +280,18 @@ QuantizeResult QuantizationRun::run() {
   if (sensitivity) sensitivity->remove_all();
   progress.finish(format_text("mean relative error {:.2e}", mean_output_error(result_.linears)));
 
+  Json provenance = this->provenance();
+  provenance["fingerprint"] = fingerprint;
+  std::map<std::string, LinearError> errors;
+  for (const LinearResult& linear : result_.linears)
+    errors[linear.name] = {.weight = linear.weight_error, .output = linear.output_error};
   Json config = checkpoint_.config();
   config["quantization_config"] = {{"quant_method", "nibble"},
                                    {"format_version", kNibbleFormatVersion},
                                    {"recipe", options_.recipe.to_json()},
                                    {"linears", linear_configs_},
-                                   {"provenance", provenance()}};
+                                   {"errors", errors_to_json(errors)},
+                                   {"provenance", std::move(provenance)}};
   folder.commit(config, checkpoint_);
 
   result_.bits_per_weight = 8.0 * quantized_bytes_ / std::max(1.0, quantized_weights_);
@@ -338,6 +339,19 @@ void QuantizationRun::verify(const std::map<std::string, std::string>& digests) 
 }
 
 }  // namespace
+
+std::vector<std::pair<std::string, std::string>> hash_source(const Checkpoint& checkpoint) {
+  std::vector<std::pair<std::string, std::string>> hashes;
+  for (const auto& file : checkpoint.files()) {
+    throw_if_interrupted();
+    hashes.emplace_back(file.filename().string(), sha256_hex_of_file(file));
+  }
+  return hashes;
+}
+
+std::string quantization_fingerprint(const QuantizeOptions& options, ThreadPool& pool) {
+  return QuantizationRun(options, pool).fingerprint();
+}
 
 QuantizeForecast forecast_quantization(const QuantizeOptions& options, ThreadPool& pool) {
   return QuantizationRun(options, pool).forecast();

@@ -6,9 +6,11 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "io/checkpoint.h"
 #include "pipeline/calibration_data.h"
 #include "quantizers/recipe.h"
 
@@ -23,6 +25,8 @@ struct QuantizeOptions {
   bool resume = false;
   bool force = false;   // replace an existing output
   bool verify = false;  // reload the result and compare it with what was written
+  // SHA-256 of the source's weight files by name, from a caller that has them already; empty: computed.
+  std::vector<std::pair<std::string, std::string>> source_hashes;
 };
 
 // What a run will need and give, from the headers, the recipe, and a measurement on one block.
@@ -73,5 +77,10 @@ struct QuantizeResult {
 // keeps finished blocks.
 QuantizeForecast forecast_quantization(const QuantizeOptions& options, ThreadPool& pool);
 QuantizeResult quantize_model(const QuantizeOptions& options, ThreadPool& pool);
+
+// Tells runs apart: by recipe, source, calibration and program version. A finished folder has it in its
+// provenance.
+std::string quantization_fingerprint(const QuantizeOptions& options, ThreadPool& pool);
+std::vector<std::pair<std::string, std::string>> hash_source(const Checkpoint& checkpoint);
 
 }  // namespace nibble
