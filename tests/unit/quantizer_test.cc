@@ -178,6 +178,7 @@ ClipStretch stretch_of(const std::vector<float>& weights, int bits, double norm,
           .padded_count = static_cast<int64_t>(padded.size()),
           .lowest_code = -high - 1,
           .highest_code = high,
+          .levels = high,
           .norm = static_cast<float>(norm),
           .steps = steps};
 }
