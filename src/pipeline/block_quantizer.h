@@ -23,8 +23,8 @@ struct QuantizedBlock {
 
 class BlockQuantizer {
  public:
-  // `stream` may be null when no linear of the recipe needs statistics of its input, `float_stream` when none is
-  // calibrated asymmetrically (it goes through the blocks of the float model, in step with the other),
+  // `stream` may be null when no linear of the recipe needs statistics of its input, `float_stream` when none
+  // is calibrated asymmetrically (it goes through the blocks of the float model, in step with the other),
   // `sensitivity` when none needs gradients.
   BlockQuantizer(const Recipe& recipe, const ModelSpec& spec, ResidualStream* stream,
                  ResidualStream* float_stream, SensitivityStore* sensitivity, ThreadPool& pool)

@@ -187,12 +187,11 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   const Rates rates = measure(checkpoint, data, pool);
   const auto layers = static_cast<double>(spec.layers);
   if (recipe_needs_statistics(options.recipe, spec)) {
-    forecast.seconds =
-        tokens * layers *
-            (streams * kForwardsPerBlock * rates.forward_seconds_per_token +
-             // Cross moments have no symmetry to save half of them.
-             (with_float_stream ? 3 : 1) * rates.statistics_seconds_per_token) +
-        solver_operations / rates.flops;
+    forecast.seconds = tokens * layers *
+                           (streams * kForwardsPerBlock * rates.forward_seconds_per_token +
+                            // Cross moments have no symmetry to save half of them.
+                            (with_float_stream ? 3 : 1) * rates.statistics_seconds_per_token) +
+                       solver_operations / rates.flops;
   }
   const double backward_tokens = static_cast<double>(plan.sequences) * static_cast<double>(data.length);
   forecast.sensitivity_seconds =

@@ -213,7 +213,8 @@ QuantizeResult QuantizationRun::run() {
       float_stream = std::make_unique<ResidualStream>(*model, data_);
     }
   }
-  BlockQuantizer quantizer(options_.recipe, spec_, stream.get(), float_stream.get(), sensitivity.get(), pool_);
+  BlockQuantizer quantizer(options_.recipe, spec_, stream.get(), float_stream.get(), sensitivity.get(),
+                           pool_);
   quantizer.set_sparse_outlier_ratios(find_sparse_outlier_ratios(checkpoint_, spec_, options_.recipe, pool_));
   std::map<std::string, std::string> digests;  // of every written tensor, for --verify
 

@@ -90,17 +90,11 @@ class Strip {
         }
       }
     }
-    const std::vector<float>& asymmetry = solve_.factor.asymmetry;
-    const std::vector<float> original = asymmetry.empty() ? std::vector<float>() : columns_;
     // Dead integer columns carry no information for the others and are set to zero, as in the paper's code.
     for (int64_t position = solve_.outliers; position < k; ++position) {
       if (solve_.factor.dead[solve_.factor.order[position]]) {
         std::fill(column(position), column(position) + stride_, 0.0f);
       }
-    }
-    if (!asymmetry.empty()) {
-      gemm<float>(true, false, k, stride_, k, 1.0f, asymmetry.data(), k, original.data(), stride_, 1.0f,
-                  columns_.data(), stride_);
     }
     if (solve_.late_scales()) return;
     for (int64_t group = 0; group < groups; ++group) {
@@ -259,8 +253,9 @@ class Strip {
 
 }  // namespace
 
-QuantizedWeight solve_columns(const QuantizerInput& input, bool sparse, ThreadPool& pool) {
-  check_quantizer_input(input, pool);
+QuantizedWeight solve_columns(const QuantizerInput& original, bool sparse, ThreadPool& pool) {
+  check_quantizer_input(original, pool);
+  QuantizerInput input = original;
   const LinearSettings& settings = *input.settings;
   const Shape square = {input.in_features, input.in_features};
   NIBBLE_CHECK(input.statistics != nullptr && input.statistics->hessian.defined());
@@ -274,10 +269,15 @@ QuantizedWeight solve_columns(const QuantizerInput& input, bool sparse, ThreadPo
   NIBBLE_CHECK(!late_scales || settings.column_order == "natural");
   // Pruned weights must be zero whatever the zero point, and groups of columns are not cut.
   NIBBLE_CHECK(!sparse || (settings.symmetric && !late_scales));
-  UniformGrid grid = late_scales ? grid_shape(settings, count) : choose_grid(input, columns, pool);
   FactorCache own;
   const std::shared_ptr<const HessianFactor> factor =
       (input.factors != nullptr ? *input.factors : own).find(input, columns, pool);
+  std::vector<float> target;
+  if (settings.asymmetric_calibration) {
+    target = asymmetric_target(input, *factor, pool);
+    input.weight = target.data();
+  }
+  const UniformGrid grid = late_scales ? grid_shape(settings, count) : choose_grid(input, columns, pool);
   std::vector<int32_t> integer_index(static_cast<size_t>(input.in_features), -1);
   for (size_t i = 0; i < columns.size(); ++i) integer_index[columns[i]] = static_cast<int32_t>(i);
 

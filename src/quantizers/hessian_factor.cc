@@ -107,39 +107,24 @@ std::vector<float> inverse_factor(const QuantizerInput& input, const std::vector
       input.name, dampings[2]);
 }
 
-// GPTAQ (Li et al., ICML 2025). The layer's output is to match that of the float model, whose input x' = x +
-// d differs from the input x of the quantized one: |w' x - w x'|^2 is least where w' - w = w D H^-1, D = sum
-// d x^T. GPTAQ takes this up column by column, like the rounding error: what the d of column q does to the
-// output (w_q times row q of D) is compensated by the columns that are still to be rounded, with the inverse
-// of their part of H,
-//     w_j += w_q P_qj,   P_q = D_q,F (H_FF)^-1   with F the columns after q.
-// In storage order F are the columns before q, whose part of H has the leading part of L^-1 as its factor:
-// P = (strictly lower part of D L^-T) L^-1, which is strictly lower itself.
+// D H^-1 in column order, from H^-1 = L^-T L^-1 in storage order.
 std::vector<float> asymmetry(const QuantizerInput& input, const HessianFactor& factor, ThreadPool& pool) {
   const int64_t k = input.in_features;
   const float* cross = input.statistics->cross.data<float>();
   const float* inverse = factor.inverse.data();
-  std::vector<float> permuted(static_cast<size_t>(k * k)), part(permuted.size()), result(permuted.size());
-  pool.parallel_for((k + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
-    const int64_t end = std::min(k, (task + 1) * kRowsPerTask);
-    for (int64_t i = task * kRowsPerTask; i < end; ++i) {
-      const float* row = cross + factor.order[i] * k;
-      for (int64_t j = 0; j < k; ++j) permuted[i * k + j] = row[factor.order[j]];
+  std::vector<float> result(static_cast<size_t>(k * k));
+  constexpr int64_t kTile = 128;
+  pool.parallel_for((k + kTile - 1) / kTile, [&](int64_t task, int) {
+    const int64_t first = task * kTile, rows = std::min(kTile, k - first);
+    std::vector<float> left(static_cast<size_t>(rows * k)), right(left.size());
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < k; ++j) left[i * k + j] = cross[(first + i) * k + factor.order[j]];
     }
-  });
-  constexpr int64_t kTile = 256;
-  const int64_t tiles = (k + kTile - 1) / kTile;
-  const auto keep_below_diagonal = [&](float* matrix, int64_t row, int64_t rows) {
-    for (int64_t i = row; i < row + rows; ++i) std::fill(matrix + i * k + i, matrix + (i + 1) * k, 0.0f);
-  };
-  pool.parallel_for(tiles, [&](int64_t task, int) {
-    const int64_t row = task * kTile, rows = std::min(kTile, k - row), end = row + rows;
-    // Columns beyond the rows' own are masked, and L^-1 ends at its diagonal: end is all that counts.
-    gemm<float>(false, true, rows, end, end, 1.0f, permuted.data() + row * k, k, inverse, k, 0.0f,
-                part.data() + row * k, k);
-    keep_below_diagonal(part.data(), row, rows);
-    gemm<float>(false, false, rows, end, end, 1.0f, part.data() + row * k, k, inverse, k, 0.0f,
-                result.data() + row * k, k);
+    gemm<float>(false, true, rows, k, k, 1.0f, left.data(), k, inverse, k, 0.0f, right.data(), k);
+    gemm<float>(false, false, rows, k, k, 1.0f, right.data(), k, inverse, k, 0.0f, left.data(), k);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < k; ++j) result[(first + i) * k + factor.order[j]] = left[i * k + j];
+    }
   });
   return result;
 }
@@ -174,6 +159,19 @@ std::shared_ptr<const HessianFactor> FactorCache::find(const QuantizerInput& inp
   factor_ = factor;
   ++computed_;
   return factor_;
+}
+
+std::vector<float> asymmetric_target(const QuantizerInput& input, const HessianFactor& factor,
+                                     ThreadPool& pool) {
+  const int64_t n = input.out_features, k = input.in_features;
+  std::vector<float> target(input.weight, input.weight + n * k);
+  constexpr int64_t kTile = 64;
+  pool.parallel_for((n + kTile - 1) / kTile, [&](int64_t task, int) {
+    const int64_t first = task * kTile, rows = std::min(kTile, n - first);
+    gemm<float>(false, false, rows, k, k, 1.0f, input.weight + first * k, k, factor.asymmetry.data(), k, 1.0f,
+                target.data() + first * k, k);
+  });
+  return target;
 }
 
 }  // namespace nibble

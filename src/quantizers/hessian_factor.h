@@ -22,7 +22,7 @@ struct HessianFactor {
                                // processed to the first
   std::vector<bool> dead;      // by column: no calibration token had anything there
   std::vector<float> inverse;  // L^-1 [k, k], zeros above the diagonal
-  // GPTAQ: P [k, k] in storage order, strictly lower; see asymmetry() in the source. Empty without.
+  // With asymmetric calibration: D H^-1 [k, k] by column, see asymmetric_target(). Empty without.
   std::vector<float> asymmetry;
 };
 
@@ -43,5 +43,14 @@ class FactorCache {
   std::shared_ptr<const HessianFactor> factor_;
   int64_t computed_ = 0;
 };
+
+// Asymmetric calibration (GPTAQ, Li et al., ICML 2025): the layer's output is to match that of the float
+// model, whose input x + d differs from the input x of the quantized one. With D = (2 / tokens) sum d x^T,
+//     sum |w (x + d) - q x|^2 = (q - v) H (q - v)^T + what does not depend on q,   v = w + w D H^-1,
+// so solving for v [n, k] instead of w takes the earlier layers' errors into account exactly, up to the
+// damping of H. (GPTAQ compensates the error of each column by the columns after it only, which is the
+// strictly triangular part of this; that gains less.)
+std::vector<float> asymmetric_target(const QuantizerInput& input, const HessianFactor& factor,
+                                     ThreadPool& pool);
 
 }  // namespace nibble

@@ -1,5 +1,5 @@
-// Uniform grids beyond QUIK's own recipes: rounding and GPTQ with float activations, asymmetric calibration, 2:4
-// sparsity.
+// Uniform grids beyond QUIK's own recipes: rounding and GPTQ with float activations, asymmetric calibration,
+// 2:4 sparsity.
 #include "quantizers/recipes.h"
 
 namespace nibble {
