@@ -181,7 +181,7 @@ TEST(QuikSparseFormat, ValidateRefusesCorruptedTensors) {
        [](PackedLinear& l) {
          l.tensors["codes"] = Tensor::zeros(DType::kU8, {2, 3});
        }},
-      {{"up.codes", "I8"},
+      {{"up.codes", "expected U8"},
        [](PackedLinear& l) {
          l.tensors["codes"] = Tensor::zeros(DType::kI8, {2, 2});
        }},
@@ -207,13 +207,13 @@ TEST(QuikSparseFormat, ValidateRefusesCorruptedTensors) {
       {{"up.outlier_columns", "is -1"}, column("outlier_columns", 0, -1)},
       {{"up.scales", "nan"}, [](PackedLinear& l) { l.tensors["scales"].mutable_data<float>()[1] = NAN; }},
       {{"up.scales", "-1"}, [](PackedLinear& l) { l.tensors["scales"].mutable_data<float>()[0] = -1.0f; }},
-      {{"up.outlier_weights", "inf"},
+      {{"up.outlier_weights", "not finite at element 1"},
        [](PackedLinear& l) { l.tensors["outlier_weights"].mutable_data<uint16_t>()[1] = 0x7c00; }},
       {{"up.bias", "[3]"}, [](PackedLinear& l) { l.tensors["bias"] = Tensor::zeros(DType::kF32, {3}); }},
-      {{"up.extra", "does not have"},
+      {{"up.extra", "not part of format quik_sparse"},
        [](PackedLinear& l) { l.tensors["extra"] = Tensor::zeros(DType::kF32, {1}); }},
       {{"up", "weight_bits is 5"}, [](PackedLinear& l) { l.parameters["weight_bits"] = 5; }},
-      {{"up.codes", "[2, 4]"}, [](PackedLinear& l) { l.parameters["weight_bits"] = 8; }},
+      {{"up.codes", "expected I8"}, [](PackedLinear& l) { l.parameters["weight_bits"] = 8; }},
       {{"up", "outlier_columns is 4"}, [](PackedLinear& l) { l.parameters["outlier_columns"] = 4; }},
       {{"up", "group_size"}, [](PackedLinear& l) { l.parameters["group_size"] = 128; }},
       {{"up", "at most 65536"}, [](PackedLinear& l) { l.in_features = 70000; }},

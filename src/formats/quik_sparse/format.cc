@@ -11,6 +11,7 @@
 #include "base/half.h"
 #include "formats/quik/layout.h"
 #include "formats/quik_sparse/layout.h"
+#include "formats/tensor_checks.h"
 
 namespace nibble {
 
@@ -135,33 +136,11 @@ PackedLinear pack(const QuantizedWeight& weight, const std::string& name) {
   return packed;
 }
 
-const Tensor& require_tensor(const PackedLinear& linear, const std::string& suffix, DType dtype,
-                             const Shape& shape) {
-  const Tensor* tensor = linear.find(suffix);
-  if (tensor == nullptr) {
-    fail("{}.{}: missing (expected {} {})", linear.name, suffix, dtype_name(dtype), to_string(shape));
-  }
-  if (tensor->dtype() != dtype || tensor->shape() != shape) {
-    fail("{}.{}: is {} {}, expected {} {}", linear.name, suffix, dtype_name(tensor->dtype()),
-         to_string(tensor->shape()), dtype_name(dtype), to_string(shape));
-  }
-  return *tensor;
-}
-
 template <typename T>
 T value_at(const Tensor& tensor, int64_t index) {
   T value;
   std::memcpy(&value, tensor.raw() + index * static_cast<int64_t>(sizeof(T)), sizeof(T));
   return value;
-}
-
-void require_finite(const PackedLinear& linear, const std::string& suffix, const Tensor& tensor) {
-  for (int64_t i = 0; i < tensor.elements(); ++i) {
-    const float value = tensor.dtype() == DType::kF16 ? f16_to_float(value_at<uint16_t>(tensor, i))
-                                                      : value_at<float>(tensor, i);
-    if (!std::isfinite(value))
-      fail("{}.{}: value {} is {}, expected a finite number", linear.name, suffix, i, value);
-  }
 }
 
 // Outlier and integer columns together are every column, once.
@@ -236,24 +215,21 @@ void validate(const PackedLinear& linear) {
       fail("{}: unknown quik_sparse parameter {} = {}", linear.name, key, value);
     }
   }
-  for (const auto& [suffix, tensor] : linear.tensors) {
-    static constexpr std::array kKnown = {
-        "codes", "positions", "integer_columns", "scales", "outlier_columns", "outlier_weights", "bias"};
-    if (std::find(kKnown.begin(), kKnown.end(), suffix) == kKnown.end()) {
-      fail("{}.{}: a tensor that the quik_sparse format does not have", linear.name, suffix);
-    }
-  }
-
+  check_no_other_tensors(linear, {"codes", "positions", "integer_columns", "scales", "outlier_columns",
+                                  "outlier_weights", "bias"});
   const bool nibbles = linear.parameter("weight_bits", 0) == 4;
-  require_tensor(linear, "codes", nibbles ? DType::kU8 : DType::kI8,
-                 {n, code_row_bytes(k_int, nibbles ? 4 : 8)});
-  require_tensor(linear, "positions", DType::kU8, {n, position_row_bytes(k_int)});
-  const Tensor& scales = require_tensor(linear, "scales", DType::kF32, {n});
-  const Tensor& integers = require_tensor(linear, "integer_columns", DType::kI32, {k_int});
-  const Tensor& columns = require_tensor(linear, "outlier_columns", DType::kI32, {outliers});
-  const Tensor& outlier_weights = require_tensor(linear, "outlier_weights", DType::kF16, {n, outliers});
-  if (linear.find("bias") != nullptr)
-    require_finite(linear, "bias", require_tensor(linear, "bias", DType::kF32, {n}));
+  check_tensor(linear, "codes", true, {nibbles ? DType::kU8 : DType::kI8},
+               {n, code_row_bytes(k_int, nibbles ? 4 : 8)});
+  check_tensor(linear, "positions", true, {DType::kU8}, {n, position_row_bytes(k_int)});
+  const Tensor& scales = *check_tensor(linear, "scales", true, {DType::kF32}, {n});
+  const Tensor& integers = *check_tensor(linear, "integer_columns", true, {DType::kI32}, {k_int});
+  const Tensor& columns = *check_tensor(linear, "outlier_columns", true, {DType::kI32}, {outliers});
+  const Tensor& outlier_weights =
+      *check_tensor(linear, "outlier_weights", true, {DType::kF16}, {n, outliers});
+  check_finite(linear, "outlier_weights", outlier_weights);
+  if (const Tensor* bias = check_tensor(linear, "bias", false, {DType::kF32}, {n})) {
+    check_finite(linear, "bias", *bias);
+  }
   for (int64_t row = 0; row < n; ++row) {
     const float scale = value_at<float>(scales, row);
     if (!std::isfinite(scale) || scale < 0) {
@@ -261,7 +237,6 @@ void validate(const PackedLinear& linear) {
            scale);
     }
   }
-  require_finite(linear, "outlier_weights", outlier_weights);
   check_columns(linear, columns, integers);
   check_positions(linear, read_layout(linear));
 }
