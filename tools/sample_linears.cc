@@ -47,6 +47,25 @@ QuantizedWeight codebook_weight(int64_t out_features, int64_t in_features, int w
   return weight;
 }
 
+// Every second code 0, as 2:4 formats want it.
+QuantizedWeight pruned_2_4(QuantizedWeight weight) {
+  size_t outlier = 0;
+  for (int32_t column = 0; column < weight.in_features; ++column) {
+    if (outlier < weight.outlier_columns.size() && weight.outlier_columns[outlier] == column) {
+      ++outlier;
+    } else {
+      weight.mask_order.push_back(column);
+    }
+  }
+  const int64_t columns = weight.integer_columns();
+  for (int64_t row = 0; row < weight.out_features; ++row) {
+    for (int64_t j = 0; j < columns; ++j) {
+      if ((j + row) % 2 != 0) weight.codes[row * columns + j] = 0;
+    }
+  }
+  return weight;
+}
+
 }  // namespace
 
 std::vector<PackedLinear> sample_linears() {
@@ -70,10 +89,10 @@ std::vector<PackedLinear> sample_linears() {
       if (settings.group_size > 0) name += format_text(", groups of {}", settings.group_size);
       if (settings.outliers > 0) name += ", outlier columns";
       try {
-        samples.push_back(
-            format->pack(synthetic_weight(kOut, kIn, settings.weight_bits, settings.activation_bits,
-                                          settings.group_size, settings.outliers),
-                         name));
+        QuantizedWeight weight = synthetic_weight(kOut, kIn, settings.weight_bits, settings.activation_bits,
+                                                  settings.group_size, settings.outliers);
+        if (std::string_view(format->name) == "quik_sparse") weight = pruned_2_4(std::move(weight));
+        samples.push_back(format->pack(weight, name));
       } catch (const Error&) {
         // This format does not hold that combination; another one may.
       }

@@ -9,9 +9,11 @@ extern const LinearFormat kDenseFormat;
 extern const LinearFormat kGroupIntFormat;
 extern const LinearFormat kQuikFormat;
 extern const LinearFormat kSqueezellmFormat;
+extern const LinearFormat kQuikSparseFormat;
 
 std::span<const LinearFormat* const> all_formats() {
-  static constexpr std::array kFormats = {&kDenseFormat, &kGroupIntFormat, &kQuikFormat, &kSqueezellmFormat};
+  static constexpr std::array kFormats = {&kDenseFormat, &kGroupIntFormat, &kQuikFormat, &kSqueezellmFormat,
+                                          &kQuikSparseFormat};
   return kFormats;
 }
 

@@ -34,6 +34,11 @@ struct QuantizedWeight {
   std::vector<float> scales;  // [n, groups]
   std::vector<float> zeros;   // [n, groups] in code units, or empty when symmetric
 
+  // 2:4 sparsity: the integer columns in the order in which each four that follow each other hold at most two
+  // codes that are not 0 (the last group may be shorter); empty when dense. Codes stay in ascending column
+  // order.
+  std::vector<int32_t> mask_order;  // [k - outliers] column numbers
+
   // Codebook part (SqueezeLLM): one table per output row; codes are then unsigned, in [0, 2^b), and there are
   // neither scales nor zeros.
   std::vector<float> codebooks;  // [n, 2^b] or empty

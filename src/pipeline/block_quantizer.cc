@@ -6,6 +6,7 @@
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "formats/dense/dense.h"
+#include "quantizers/hessian_factor.h"
 
 namespace nibble {
 namespace {
@@ -39,39 +40,59 @@ bool needs_calibration(const LinearSettings& settings) {
   return needs_statistics(settings) || calibration_needs(settings).any();
 }
 
-bool BlockQuantizer::needs_statistics(const LinearGroup& group, bool* hessian) const {
+bool BlockQuantizer::needs_statistics(const LinearGroup& group, CalibrationNeeds* needs) const {
   bool any = false;
-  *hessian = false;
+  *needs = {};
   for (const LinearSlot& slot : group.slots()) {
     const LinearSettings settings = recipe_.settings_for(slot.name, slot.role);
     if (!nibble::needs_statistics(settings)) continue;
     any = true;
-    *hessian = *hessian || calibration_needs(settings).hessian;
+    const CalibrationNeeds own = calibration_needs(settings);
+    needs->hessian = needs->hessian || own.hessian;
+    needs->cross = needs->cross || own.cross;
   }
   return any;
 }
 
-BlockQuantizer::GroupStatistics BlockQuantizer::collect(SubLayer& sublayer, const LinearGroup* only) {
+BlockQuantizer::GroupStatistics BlockQuantizer::collect(SubLayer& sublayer, const SubLayer* float_sublayer,
+                                                        const LinearGroup* only) {
   const std::span<LinearGroup* const> groups = sublayer.groups();
   std::vector<std::unique_ptr<StatisticsCollector>> collectors(groups.size());
-  bool any = false;
+  bool any = false, cross = false;
   for (size_t g = 0; g < groups.size(); ++g) {
-    bool hessian = false;
-    if ((only != nullptr && only != groups[g]) || !needs_statistics(*groups[g], &hessian)) continue;
-    collectors[g] = std::make_unique<StatisticsCollector>(groups[g]->in_features(), hessian);
+    CalibrationNeeds needs;
+    if ((only != nullptr && only != groups[g]) || !needs_statistics(*groups[g], &needs)) continue;
+    collectors[g] =
+        std::make_unique<StatisticsCollector>(groups[g]->in_features(), needs.hessian, needs.cross);
     any = true;
+    cross = cross || needs.cross;
   }
+  // Cross moments pair the two streams' inputs of one group.
+  NIBBLE_CHECK(!cross || (only != nullptr && float_stream_ != nullptr && float_sublayer != nullptr));
   GroupStatistics statistics(groups.size());
   if (stream_ == nullptr || (!any && only != nullptr)) return statistics;
 
   const double started = monotonic_seconds();
+  std::vector<float> input;  // of the batch at work, for the cross moments
   const InputTap tap = [&](const LinearGroup& group, const float* x, int64_t tokens) {
     for (size_t g = 0; g < groups.size(); ++g) {
-      if (groups[g] == &group && collectors[g]) collectors[g]->add(x, tokens, pool_, group.input_name());
+      if (groups[g] != &group || !collectors[g]) continue;
+      collectors[g]->add(x, tokens, pool_, group.input_name());
+      if (cross) input.assign(x, x + tokens * group.in_features());
     }
     return &group != only;
   };
-  stream_->run(sublayer, &tap, pool_);
+  const InputTap float_tap = [&](const LinearGroup& group, const float* x, int64_t tokens) {
+    if (group.input_name() != only->input_name()) return true;
+    for (const auto& collector : collectors) {
+      if (collector) collector->add_cross(x, input.data(), tokens, pool_, group.input_name());
+    }
+    return false;
+  };
+  for (int64_t batch = 0; batch < stream_->batches(); ++batch) {
+    stream_->run_batch(batch, sublayer, &tap, pool_);
+    if (cross) float_stream_->run_batch(batch, *float_sublayer, &float_tap, pool_);
+  }
   for (size_t g = 0; g < groups.size(); ++g) {
     if (collectors[g]) statistics[g] = std::make_unique<InputStatistics>(collectors[g]->finish());
   }
@@ -82,13 +103,14 @@ BlockQuantizer::GroupStatistics BlockQuantizer::collect(SubLayer& sublayer, cons
 void BlockQuantizer::quantize_group(LinearGroup& group, const InputStatistics* statistics,
                                     QuantizedBlock* out) {
   const double started = monotonic_seconds();
+  FactorCache factors;
   for (LinearSlot& slot : group.slots()) {
     throw_if_interrupted();
     const LinearSettings settings = recipe_.settings_for(slot.name, slot.role);
     if (settings.format == "dense") {
       keep_dense(slot, out);
     } else {
-      quantize_slot(slot, group.in_features(), settings, statistics, out);
+      quantize_slot(slot, group.in_features(), settings, statistics, &factors, out);
     }
   }
   group.prepare(pool_);
@@ -107,7 +129,8 @@ void BlockQuantizer::keep_dense(const LinearSlot& slot, QuantizedBlock* out) {
 }
 
 void BlockQuantizer::quantize_slot(LinearSlot& slot, int64_t in_features, const LinearSettings& settings,
-                                   const InputStatistics* statistics, QuantizedBlock* out) {
+                                   const InputStatistics* statistics, FactorCache* factors,
+                                   QuantizedBlock* out) {
   const Tensor weight = float_weight(slot, in_features);
   const LinearFormat* format = find_format(settings.format);
   NIBBLE_CHECK(format != nullptr);  // the recipe was checked
@@ -117,7 +140,8 @@ void BlockQuantizer::quantize_slot(LinearSlot& slot, int64_t in_features, const 
                           .in_features = in_features,
                           .statistics = statistics,
                           .settings = &settings,
-                          .f16_scales = format->f16_scales};
+                          .f16_scales = format->f16_scales,
+                          .factors = factors};
   if (settings.outlier_columns != 0) {
     input.outlier_columns =
         select_outlier_columns(*statistics, settings, spec_.hidden_size, slot.role == LinearRole::kDown);
@@ -151,38 +175,47 @@ void BlockQuantizer::quantize_slot(LinearSlot& slot, int64_t in_features, const 
   log_debug("{}: {} bit, {} outlier columns, weight error {:.3g}, output error {:.3g}", slot.name,
             result.weight_bits, result.outlier_columns, result.weight_error, result.output_error);
 
-  set_float_weight(slot, dequantized);
+  if (recipe_.defaults.calibrate_on_codes) {
+    slot.packed = std::make_shared<PackedLinear>(packed);
+  } else {
+    set_float_weight(slot, dequantized);
+  }
   out->linears.push_back(std::move(packed));
   out->results.push_back(std::move(result));
 }
 
-QuantizedBlock BlockQuantizer::quantize(Block& block) {
+QuantizedBlock BlockQuantizer::quantize(Block& block, const Block* float_block) {
   QuantizedBlock out;
-  for (const auto& sublayer : block.sublayers) {
+  for (size_t s = 0; s < block.sublayers.size(); ++s) {
+    const auto& sublayer = block.sublayers[s];
+    const SubLayer* float_sublayer = float_stream_ != nullptr ? float_block->sublayers.at(s).get() : nullptr;
     if (stream_ != nullptr && !recipe_.defaults.calibrate_on_quantized) {
       // One pass through the float sub-layer yields every group's statistics and the float states behind it.
-      const GroupStatistics statistics = collect(*sublayer, nullptr);
+      const GroupStatistics statistics = collect(*sublayer, nullptr, nullptr);
       for (size_t g = 0; g < statistics.size(); ++g)
         quantize_group(*sublayer->groups()[g], statistics[g].get(), &out);
       continue;
     }
     for (size_t g = 0; g < sublayer->groups().size(); ++g) {
       LinearGroup& group = *sublayer->groups()[g];
-      const GroupStatistics statistics = collect(*sublayer, &group);
+      const GroupStatistics statistics = collect(*sublayer, float_sublayer, &group);
       quantize_group(group, statistics[g].get(), &out);
     }
     if (stream_ != nullptr) {
       const double started = monotonic_seconds();
       stream_->run(*sublayer, nullptr, pool_);
+      if (float_sublayer != nullptr) float_stream_->run(*float_sublayer, nullptr, pool_);
       calibration_seconds_ += monotonic_seconds() - started;
     }
   }
   return out;
 }
 
-void BlockQuantizer::replay(Block& block, const std::vector<PackedLinear>& linears) {
+void BlockQuantizer::replay(Block& block, const Block* float_block,
+                            const std::vector<PackedLinear>& linears) {
   if (stream_ == nullptr) return;
-  for (const auto& sublayer : block.sublayers) {
+  for (size_t s = 0; s < block.sublayers.size(); ++s) {
+    const auto& sublayer = block.sublayers[s];
     for (LinearGroup* group : sublayer->groups()) {
       if (!recipe_.defaults.calibrate_on_quantized) break;
       for (LinearSlot& slot : group->slots()) {
@@ -192,6 +225,10 @@ void BlockQuantizer::replay(Block& block, const std::vector<PackedLinear>& linea
         if (packed == linears.end()) fail("{}: is missing in the unfinished run to be resumed", slot.name);
         if (recipe_.settings_for(slot.name, slot.role).format == "dense")
           continue;  // calibrated on its exact weight
+        if (recipe_.defaults.calibrate_on_codes) {
+          slot.packed = std::make_shared<PackedLinear>(*packed);
+          continue;
+        }
         Tensor weight = Tensor::empty(DType::kF32, {slot.out_features, group->in_features()});
         packed->format->dequantize(*packed, weight.mutable_data<float>());
         set_float_weight(slot, weight);
@@ -199,6 +236,7 @@ void BlockQuantizer::replay(Block& block, const std::vector<PackedLinear>& linea
       group->prepare(pool_);
     }
     stream_->run(*sublayer, nullptr, pool_);
+    if (float_stream_ != nullptr) float_stream_->run(*float_block->sublayers.at(s), nullptr, pool_);
   }
 }
 

@@ -23,11 +23,17 @@ struct QuantizedBlock {
 
 class BlockQuantizer {
  public:
-  // `stream` may be null when no linear of the recipe needs statistics of its input, `sensitivity` when none
-  // needs gradients.
+  // `stream` may be null when no linear of the recipe needs statistics of its input, `float_stream` when none
+  // is calibrated asymmetrically (it goes through the blocks of the float model, in step with the other),
+  // `sensitivity` when none needs gradients.
   BlockQuantizer(const Recipe& recipe, const ModelSpec& spec, ResidualStream* stream,
-                 SensitivityStore* sensitivity, ThreadPool& pool)
-      : recipe_(recipe), spec_(spec), stream_(stream), sensitivity_(sensitivity), pool_(pool) {}
+                 ResidualStream* float_stream, SensitivityStore* sensitivity, ThreadPool& pool)
+      : recipe_(recipe),
+        spec_(spec),
+        stream_(stream),
+        float_stream_(float_stream),
+        sensitivity_(sensitivity),
+        pool_(pool) {}
 
   // What find_sparse_outlier_ratios() found; linears that are missing take the largest of their own weights.
   void set_sparse_outlier_ratios(std::map<std::string, double> ratios) {
@@ -36,10 +42,10 @@ class BlockQuantizer {
 
   // `block` comes with the float weights of the source. On return its weights are the dequantized ones, and
   // the stream has moved through it (through the float block when the recipe says calibrate_on_quantized =
-  // false).
-  QuantizedBlock quantize(Block& block);
-  // Moves the stream through a block whose linears an earlier run has quantized.
-  void replay(Block& block, const std::vector<PackedLinear>& linears);
+  // false). With a float stream, `float_block` is the same block once more, which stays as it is.
+  QuantizedBlock quantize(Block& block, const Block* float_block);
+  // Moves the streams through a block whose linears an earlier run has quantized.
+  void replay(Block& block, const Block* float_block, const std::vector<PackedLinear>& linears);
 
   double calibration_seconds() const { return calibration_seconds_; }
   double solver_seconds() const { return solver_seconds_; }
@@ -48,18 +54,19 @@ class BlockQuantizer {
   using GroupStatistics =
       std::vector<std::unique_ptr<InputStatistics>>;  // per group; null where none is needed
   // Statistics of the one group `only` (stopping there), or of all groups of the sub-layer in a single pass
-  // through it.
-  GroupStatistics collect(SubLayer& sublayer, const LinearGroup* only);
+  // through it. `float_sublayer` may be null when no group needs the float model's inputs.
+  GroupStatistics collect(SubLayer& sublayer, const SubLayer* float_sublayer, const LinearGroup* only);
   void quantize_group(LinearGroup& group, const InputStatistics* statistics, QuantizedBlock* out);
   // The 16-bit linear that a recipe leaves as it is.
   void keep_dense(const LinearSlot& slot, QuantizedBlock* out);
   void quantize_slot(LinearSlot& slot, int64_t in_features, const LinearSettings& settings,
-                     const InputStatistics* statistics, QuantizedBlock* out);
-  bool needs_statistics(const LinearGroup& group, bool* hessian) const;
+                     const InputStatistics* statistics, FactorCache* factors, QuantizedBlock* out);
+  bool needs_statistics(const LinearGroup& group, CalibrationNeeds* needs) const;
 
   const Recipe& recipe_;
   const ModelSpec& spec_;
   ResidualStream* stream_;
+  ResidualStream* float_stream_;
   SensitivityStore* sensitivity_;
   ThreadPool& pool_;
   std::map<std::string, double> sparse_outlier_ratios_;

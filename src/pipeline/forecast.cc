@@ -98,6 +98,10 @@ void check_recipe(const Recipe& recipe, const ModelSpec& spec) {
     }
     if (settings.format == "dense") continue;
     find_quantizer(settings.quantizer);
+    if (calibration_needs(settings).cross && !recipe.defaults.calibrate_on_quantized) {
+      fail("recipe '{}': {} has asymmetric_calibration, but 'defaults' says calibrate_on_quantized false",
+           recipe.name, linear.name);
+    }
     packed_bytes(linear, settings, spec.hidden_size);  // the format refuses what it cannot hold
   }
 }
@@ -119,6 +123,11 @@ bool recipe_needs_calibration(const Recipe& recipe, const ModelSpec& spec) {
 
 bool recipe_needs_statistics(const Recipe& recipe, const ModelSpec& spec) {
   return any_linear(recipe, spec, needs_statistics);
+}
+
+bool recipe_needs_float_stream(const Recipe& recipe, const ModelSpec& spec) {
+  return any_linear(recipe, spec,
+                    [](const LinearSettings& settings) { return calibration_needs(settings).cross; });
 }
 
 QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint& checkpoint,
@@ -158,9 +167,15 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   // as floats.
   const double held_matrices = checkpoint.config().contains("nibble_rotation") ? 9 : 5;
   const double batch = std::max(2048.0, static_cast<double>(data.length));
-  forecast.peak_memory_bytes = 8 * block_weights + 12 * widest * widest + 16 * largest + 4 * tokens * hidden +
-                               4 * batch * (6 * hidden + 3 * static_cast<double>(spec.intermediate_size)) +
-                               held_matrices * token_matrix;
+  // Asymmetric calibration: the float block, its hidden states, the cross moments, two products of them, and
+  // an input with its distance from the float model's.
+  const bool with_float_stream = recipe_needs_float_stream(options.recipe, spec);
+  const double streams = with_float_stream ? 2 : 1;
+  forecast.peak_memory_bytes =
+      8 * block_weights * streams + 12 * widest * widest + 16 * largest + 4 * tokens * hidden * streams +
+      4 * batch * (6 * hidden + 3 * static_cast<double>(spec.intermediate_size)) +
+      held_matrices * token_matrix;
+  if (with_float_stream) forecast.peak_memory_bytes += 16 * widest * widest + 8 * batch * widest;
   const SensitivityPlan plan = plan_sensitivity(options.recipe, spec, data.sequences);
   const SensitivityCost sensitivity =
       sensitivity_cost(plan, spec, data.length, forecast.available_memory_bytes);
@@ -176,10 +191,11 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   const Rates rates = measure(checkpoint, data, pool);
   const auto layers = static_cast<double>(spec.layers);
   if (recipe_needs_statistics(options.recipe, spec)) {
-    forecast.seconds =
-        tokens * layers *
-            (kForwardsPerBlock * rates.forward_seconds_per_token + rates.statistics_seconds_per_token) +
-        solver_operations / rates.flops;
+    forecast.seconds = tokens * layers *
+                           (streams * kForwardsPerBlock * rates.forward_seconds_per_token +
+                            // Cross moments have no symmetry to save half of them.
+                            (with_float_stream ? 3 : 1) * rates.statistics_seconds_per_token) +
+                       solver_operations / rates.flops;
   }
   const double backward_tokens = static_cast<double>(plan.sequences) * static_cast<double>(data.length);
   forecast.sensitivity_seconds =

@@ -220,10 +220,15 @@ QuantizeResult QuantizationRun::run() {
       Model::load_shell(checkpoint_, pool_, {.context_length = data_.length});
   const std::unique_ptr<SensitivityStore> sensitivity = measure_sensitivity(folder, *model, forecast);
   std::unique_ptr<ResidualStream> stream;
+  std::unique_ptr<ResidualStream> float_stream;
   if (recipe_needs_statistics(options_.recipe, spec_)) {
     stream = std::make_unique<ResidualStream>(*model, data_);
+    if (recipe_needs_float_stream(options_.recipe, spec_)) {
+      float_stream = std::make_unique<ResidualStream>(*model, data_);
+    }
   }
-  BlockQuantizer quantizer(options_.recipe, spec_, stream.get(), sensitivity.get(), pool_);
+  BlockQuantizer quantizer(options_.recipe, spec_, stream.get(), float_stream.get(), sensitivity.get(),
+                           pool_);
   quantizer.set_sparse_outlier_ratios(find_sparse_outlier_ratios(checkpoint_, spec_, options_.recipe, pool_));
   std::map<std::string, std::string> digests;  // of every written tensor, for --verify
 
@@ -232,11 +237,16 @@ QuantizeResult QuantizationRun::run() {
     throw_if_interrupted();
     Block block = model->load_block(layer, pool_);
     if (stream) stream->next_block(*model);
+    Block float_block;
+    if (float_stream) {
+      float_block = model->load_block(layer, pool_);
+      float_stream->next_block(*model);
+    }
     std::vector<PackedLinear> linears;
     std::vector<LinearResult> results;
     if (folder.has_shard(layer)) {
       restore(folder, layer, &linears);
-      quantizer.replay(block, linears);
+      quantizer.replay(block, &float_block, linears);
       Json notes;
       folder.read_shard(layer, &notes);
       for (const Json& entry : notes.at("results"))
@@ -244,7 +254,7 @@ QuantizeResult QuantizationRun::run() {
       for (const Json& name : notes.at("tensors")) replaced_.insert(name.get<std::string>());
       ++result_.resumed_blocks;
     } else {
-      QuantizedBlock quantized = quantizer.quantize(block);
+      QuantizedBlock quantized = quantizer.quantize(block, &float_block);
       linears = std::move(quantized.linears);
       results = std::move(quantized.results);
       std::map<std::string, Tensor> entries;

@@ -21,6 +21,9 @@ class ResidualStream {
   // Runs `sublayer` over all sequences, a few at a time. With a tap that stops, the states stay as they are;
   // without, they move on through the sub-layer. Polls for Ctrl-C between batches.
   void run(const SubLayer& sublayer, const InputTap* tap, ThreadPool& pool);
+  // The same for one batch of sequences, of batches(): two streams over the same data have the same batches.
+  void run_batch(int64_t batch, const SubLayer& sublayer, const InputTap* tap, ThreadPool& pool);
+  int64_t batches() const { return (sequences_ + sequences_per_batch_ - 1) / sequences_per_batch_; }
   // Fresh caches for the next block: their memory is touched only for the layer that runs.
   void next_block(const Model& model);
 

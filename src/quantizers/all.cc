@@ -10,10 +10,11 @@ extern const Quantizer kGptqQuantizer;
 extern const Quantizer kRtnQuantizer;
 extern const Quantizer kKmeansQuantizer;
 extern const Quantizer kLnqQuantizer;
+extern const Quantizer kSparseGptqQuantizer;
 
 std::span<const Quantizer* const> all_quantizers() {
   static constexpr std::array kQuantizers = {&kGptqQuantizer, &kRtnQuantizer, &kKmeansQuantizer,
-                                             &kLnqQuantizer};
+                                             &kLnqQuantizer, &kSparseGptqQuantizer};
   return kQuantizers;
 }
 

@@ -14,6 +14,8 @@
 
 namespace nibble {
 
+class FactorCache;
+
 // A Hessian for a run of output rows, on the scale of InputStatistics::hessian: the input's second moments
 // with each token weighted by the squared gradient of the loss by these outputs (GuidedQuant, arXiv
 // 2505.07004).
@@ -42,17 +44,21 @@ struct QuantizerInput {
   // r of the quartile rule that makes settings.sparse_outlier_percent of the whole model's weights outliers
   // (OutlierRatio); without it a quantizer takes that share of the linear's own weights.
   std::optional<double> sparse_outlier_ratio;
+  // What solvers computed from the statistics for other linears of the same group (hessian_factor.h); may be
+  // null.
+  FactorCache* factors = nullptr;
 };
 
 // What a quantizer wants to have been measured before it sees a linear.
 struct CalibrationNeeds {
   bool hessian = false;  // InputStatistics with second moments
+  bool cross = false;    // ... and with those of the distance from the float model's input
   bool sensitivity =
       false;  // squared gradients of the loss by the weights (one backward pass over the model)
   bool guided_hessian = false;  // GuidedHessians (of the same backward pass)
 
   bool gradients() const { return sensitivity || guided_hessian; }
-  bool any() const { return hessian || gradients(); }
+  bool any() const { return hessian || cross || gradients(); }
 };
 
 // How far the result is from the input, for the log and config.json.

@@ -119,6 +119,10 @@ std::span<const Field> fields() {
       {"lnq_iterations", Count{&LinearSettings::lnq_iterations, 0, 1000}},
       {"rotation", Choice{&LinearSettings::rotation, rotations}},
       {"balance_channels", Switch{&LinearSettings::balance_channels}},
+      {"symmetric", Switch{&LinearSettings::symmetric}},
+      {"static_groups", Switch{&LinearSettings::static_groups}},
+      {"asymmetric_calibration", Switch{&LinearSettings::asymmetric_calibration}},
+      {"calibrate_on_codes", Switch{&LinearSettings::calibrate_on_codes}},
   };
   return kFields;
 }
@@ -335,6 +339,34 @@ void LinearSettings::check(const std::string& source) const {
         "sensitive than "
         "another; expected 0",
         source, sparse_sensitive_percent);
+  }
+  const bool by_column = quantizer == "gptq" || quantizer == "sparse_gptq";
+  if (by_column && group_size > 0 && !static_groups && column_order != "natural") {
+    fail(
+        "{}: static_groups is false with groups of {} and column_order \"{}\"; the columns of a group follow "
+        "each other only in \"natural\" order",
+        source, group_size, column_order);
+  }
+  if (asymmetric_calibration && !by_column && quantizer != "none") {
+    fail("{}: asymmetric_calibration with quantizer \"{}\"; expected \"gptq\" or \"sparse_gptq\"", source,
+         quantizer);
+  }
+  if (asymmetric_calibration && !calibrate_on_quantized) {
+    fail(
+        "{}: asymmetric_calibration without calibrate_on_quantized; there is no difference to take up "
+        "between "
+        "the float model and itself",
+        source);
+  }
+  if ((quantizer == "sparse_gptq") != (format == "quik_sparse")) {
+    fail("{}: quantizer \"{}\" with format \"{}\"; \"sparse_gptq\" and \"quik_sparse\" go together", source,
+         quantizer, format);
+  }
+  if (quantizer == "sparse_gptq" && (!symmetric || group_size > 0)) {
+    fail(
+        "{}: quantizer \"sparse_gptq\" has one symmetric scale per row; expected symmetric true and "
+        "group_size 0",
+        source);
   }
 }
 

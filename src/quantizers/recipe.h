@@ -26,11 +26,12 @@ namespace nibble {
 // Everything a recipe can set for one linear. Field names are the keys of recipe files and of --set; a new
 // one is a member here and a row of the table in recipe.cc.
 struct LinearSettings {
-  std::string quantizer = "gptq";  // "rtn", "gptq", "kmeans", "lnq", "none"
+  std::string quantizer = "gptq";  // a row of quantizers/all.cc, or "none"
   std::string format = "quik";     // a row of formats/all.cc; "dense" keeps the linear in 16 bit
   int64_t weight_bits = 4;
   int64_t activation_bits = 4;  // 4, 8; 16: activations stay floats
   int64_t group_size = 0;       // 0: one scale per output row
+  bool symmetric = true;        // else every row or group has a zero point
   // Outlier columns (QUIK): -1 by the rule of the contract (min(256, 32*ceil(hidden/512)) scaled by
   // floor(in/hidden) where outlier_scaling is set); 0 none; else that many before scaling.
   int64_t outlier_columns = 0;
@@ -45,6 +46,9 @@ struct LinearSettings {
   // GPTQ: "ascending" (QUIK: by max|x|), "natural", "descending" (diagonal of H); outlier columns always
   // last.
   std::string column_order = "ascending";
+  // GPTQ: scales of groups from the weights as they were; else, with the natural order, from what the weights
+  // have become when the group's turn comes.
+  bool static_groups = true;
   bool calibrate_on_quantized = true;  // statistics from the already quantized earlier layers
   // Quantizers that weigh by the gradients of the loss: calibration sequences used for them (of the whole
   // model: the defaults' value counts), and runs of output rows with a Hessian of their own.
@@ -66,6 +70,11 @@ struct LinearSettings {
   std::string rotation = "none";
   // With a rotation and calibration: channels between two linears are balanced first (rotate_checkpoint.h).
   bool balance_channels = false;
+  // GPTQ: match the outputs of the float model on its own inputs (GPTAQ), not those of its weights on the
+  // inputs of the quantized model.
+  bool asymmetric_calibration = false;
+  // Calibration runs through the packed linears with their quantized activations; else through their weights.
+  bool calibrate_on_codes = false;
 
   // Sets one field. Throws UsageError naming `source`, field, value and the allowed ones for an unknown field
   // or a value out of its range; nothing is changed then.

@@ -77,6 +77,13 @@ const std::array kRecipes = {
     BuiltinRecipe{"squeezellm-4b-sparse", kSqueezellm4bSparse},
     BuiltinRecipe{"squeezellm-3b-lnq", kSqueezellm3bLnq},
     BuiltinRecipe{"w4a4-hadamard", kW4A4Hadamard},
+    BuiltinRecipe{"quik-4b-sparse", kQuik4bSparse},
+    BuiltinRecipe{"quik-8b-sparse", kQuik8bSparse},
+    BuiltinRecipe{"quik-4b-gptaq", kQuik4bGptaq},
+    BuiltinRecipe{"rtn-w4a16-g128", kRtnW4A16},
+    BuiltinRecipe{"rtn-w3a16", kRtnW3A16},
+    BuiltinRecipe{"gptq-w4a16-g128", kGptqW4A16},
+    BuiltinRecipe{"gptq-w3a16", kGptqW3A16},
 };
 
 }  // namespace

@@ -105,10 +105,12 @@ struct WeightSpec {
   int activation_bits = 16;
   int64_t group_size = 0;
   bool zeros = false;
+  bool pruned = false;  // 2:4
 
   std::string name() const {
     return "w" + std::to_string(weight_bits) + "a" + std::to_string(activation_bits) +
-           (group_size > 0 ? "g" + std::to_string(group_size) : "") + (zeros ? "z" : "");
+           (group_size > 0 ? "g" + std::to_string(group_size) : "") + (zeros ? "z" : "") +
+           (pruned ? "s" : "");
   }
 };
 
@@ -293,9 +295,45 @@ inline PackedLinear make_dense(const LinearFormat* format, DType dtype, const Li
   return linear;
 }
 
+// Prunes a weight 2:4, in an order that is not the columns' own; which two survive differs from row to row.
+inline QuantizedWeight prune(QuantizedWeight weight) {
+  const int64_t k_int = weight.integer_columns();
+  std::vector<int64_t> places(static_cast<size_t>(k_int));  // among the integer columns, in mask order
+  for (int64_t j = 0; j < k_int; ++j) places[j] = j;
+  std::mt19937 generator(static_cast<uint32_t>(k_int));
+  for (int64_t j = k_int - 1; j > 0; --j) std::swap(places[j], places[generator() % (j + 1)]);
+  std::vector<int32_t> columns;
+  size_t outlier = 0;
+  for (int32_t column = 0; column < weight.in_features; ++column) {
+    if (outlier < weight.outlier_columns.size() && weight.outlier_columns[outlier] == column) {
+      ++outlier;
+    } else {
+      columns.push_back(column);
+    }
+  }
+  for (const int64_t place : places) weight.mask_order.push_back(columns[place]);
+  for (int64_t row = 0; row < weight.out_features; ++row) {
+    for (int64_t first = 0; first < k_int; first += 4) {
+      const int64_t members = std::min<int64_t>(4, k_int - first), skipped = generator() % 4;
+      int64_t kept = 0;
+      for (int64_t i = 0; i < members; ++i) {
+        // Two of four that follow each other around; every pair of places comes up.
+        const bool survives = (i + skipped) % 4 == 0 || (i + skipped) % 4 == 1 + (row + first / 4) % 3;
+        if (survives && kept < 2) {
+          ++kept;
+        } else {
+          weight.codes[row * k_int + places[first + i]] = 0;
+        }
+      }
+    }
+  }
+  return weight;
+}
+
 inline Subject coded_subject(const LinearFormat* format, const WeightSpec& spec, bool outliers) {
   const auto weight = [spec, outliers](const LinearCase& shape) {
-    return make_weight(shape, spec, outliers);
+    QuantizedWeight made = make_weight(shape, spec, outliers);
+    return spec.pruned ? prune(std::move(made)) : made;
   };
   return {format,
           std::string(format->name) + " " + spec.name(),
@@ -317,6 +355,13 @@ inline std::vector<Subject> subjects() {
       for (const WeightSpec& spec :
            {WeightSpec{4, 4}, WeightSpec{4, 8}, WeightSpec{8, 8}, WeightSpec{8, 4}}) {
         all.push_back(coded_subject(format, spec, true));
+      }
+    } else if (name == "quik_sparse") {
+      for (const WeightSpec& spec :
+           {WeightSpec{4, 4}, WeightSpec{4, 8}, WeightSpec{8, 8}, WeightSpec{8, 4}}) {
+        WeightSpec pruned = spec;
+        pruned.pruned = true;
+        all.push_back(coded_subject(format, pruned, true));
       }
     } else if (name == "group_int") {
       for (const int bits : {2, 3, 4, 8}) {

@@ -17,8 +17,9 @@ namespace {
 constexpr const char* kParameters[] = {"weight_bits",     "sparse_values",   "group_size",
                                        "activation_bits", "outlier_columns", "other"};
 constexpr const char* kSuffixes[] = {
-    "codes",  "codebooks", "sparse_offsets",  "sparse_columns",  "sparse_values", "bias",
-    "scales", "zeros",     "outlier_columns", "outlier_weights", "weight",        "other"};
+    "codes",  "codebooks", "sparse_offsets", "sparse_columns",  "sparse_values",
+    "bias",   "scales",    "zeros",          "outlier_columns", "outlier_weights",
+    "weight", "other",     "positions",      "integer_columns"};
 constexpr nibble::DType kTypes[] = {nibble::DType::kU8,  nibble::DType::kI8,  nibble::DType::kU16,
                                     nibble::DType::kU32, nibble::DType::kI32, nibble::DType::kF16,
                                     nibble::DType::kF32, nibble::DType::kBF16};
@@ -165,6 +166,14 @@ std::vector<std::string> fuzz_seeds() {
     weight.outlier_columns = {3, 39};
     weight.outlier_weights.assign(10, 0.5f);
     seeds.push_back(written(find_format("quik")->pack(weight, "seed")));
+    // 2:4 over 38 integer columns from the last to the first: the last group has two.
+    for (int32_t column = 38; column >= 0; --column) {
+      if (column != 3) weight.mask_order.push_back(column);
+    }
+    for (int64_t i = 0; i < 5 * 38; ++i) {
+      if (i % 38 % 2 != 0) weight.codes[i] = 0;
+    }
+    seeds.push_back(written(find_format("quik_sparse")->pack(weight, "seed")));
   }
   return seeds;
 }
