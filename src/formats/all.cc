@@ -7,10 +7,11 @@ namespace nibble {
 
 extern const LinearFormat kDenseFormat;
 extern const LinearFormat kGroupIntFormat;
+extern const LinearFormat kMixed2416Format;
 extern const LinearFormat kQuikFormat;
 
 std::span<const LinearFormat* const> all_formats() {
-  static constexpr std::array kFormats = {&kDenseFormat, &kGroupIntFormat, &kQuikFormat};
+  static constexpr std::array kFormats = {&kDenseFormat, &kGroupIntFormat, &kMixed2416Format, &kQuikFormat};
   return kFormats;
 }
 
