@@ -7,10 +7,11 @@
 namespace nibble {
 
 extern const Quantizer kGptqQuantizer;
+extern const Quantizer kMixedPrecisionQuantizer;
 extern const Quantizer kRtnQuantizer;
 
 std::span<const Quantizer* const> all_quantizers() {
-  static constexpr std::array kQuantizers = {&kGptqQuantizer, &kRtnQuantizer};
+  static constexpr std::array kQuantizers = {&kGptqQuantizer, &kMixedPrecisionQuantizer, &kRtnQuantizer};
   return kQuantizers;
 }
 

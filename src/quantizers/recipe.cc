@@ -82,6 +82,8 @@ std::vector<std::string> format_names() {
 
 std::vector<std::string> column_orders() { return {"ascending", "natural", "descending"}; }
 
+std::vector<std::string> group_rankings() { return {"sensitivity", "range", "loss"}; }
+
 // Ranges refuse what cannot work, not what is unwise.
 std::span<const Field> fields() {
   static const Field kFields[] = {
@@ -99,6 +101,8 @@ std::span<const Field> fields() {
       {"damping", Amount{&LinearSettings::damping, 0, 100}},
       {"block_size", Count{&LinearSettings::block_size, 1, 1 << 20}},
       {"column_order", Choice{&LinearSettings::column_order, column_orders}},
+      {"group_ranking", Choice{&LinearSettings::group_ranking, group_rankings}},
+      {"sparse_percent", Amount{&LinearSettings::sparse_percent, 0, 10}},
       {"calibrate_on_quantized", Switch{&LinearSettings::calibrate_on_quantized}},
   };
   return kFields;
