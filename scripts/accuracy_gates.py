@@ -8,7 +8,7 @@ tests/fixtures/text/valid.txt without special tokens, 40 windows of 512 tokens (
 from its second token; calibration on the ids beside the fixtures; embedding and head stay at 16 bits.
 
 A gate holds when perplexity is at most 2 % and KL at most 5 % above the reference's row (or three of their standard errors,
-if that is more), when KL orders quik-8b < quik-4b < rtn-w4a4, and when the float model's perplexity is within 0.02 % of
+if that is more), when KL grows in the order of RECIPE_ORDER, and when the float model's perplexity is within 0.02 % of
 transformers'. SmolLM2 is read from $NIBBLE_SMOLLM2 or models/ (scripts/fetch_smollm2.sh gets it).
 
 Writes bench/results/accuracy_<machine>.txt and .json when everything was measured. Exit code: 0 all gates hold, 1 not.
@@ -27,7 +27,7 @@ from measure import ROOT, nibble
 
 REFERENCE = ROOT / "bench" / "reference" / "accuracy.json"
 TEXT_CHARACTERS = 200_000
-RECIPE_ORDER = ["quik-8b", "quik-4b", "rtn-w4a4"]
+RECIPE_ORDER = ["quik-8b", "quik-4b", "mixed-2-4-16", "mixed-2-4", "rtn-w4a4"]
 
 
 def model_path(name):

@@ -4,7 +4,6 @@
 // columns are rounded one after another, each one's error taken up by those that follow (GPTQ).
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 
 #include "base/error.h"
 #include "base/half.h"
@@ -77,22 +76,8 @@ std::vector<std::vector<Turn>> plan_turns(const QuantizerInput& input, const std
     blocks.emplace_back(narrow.begin() + static_cast<int64_t>(i),
                         narrow.begin() + static_cast<int64_t>(std::min(narrow.size(), i + kShare)));
   }
-  const char* experiment = std::getenv("MIXED_ORDER");
-  const int mode = experiment == nullptr ? 0 : std::atoi(experiment);
-  if (mode == 1) {
-    blocks.insert(blocks.begin(), wide.begin(), wide.end());
-  } else if (mode == 2) {
-    std::vector<std::vector<Turn>> merged;
-    size_t done = 0;
-    for (size_t share = 0; share < wide.size(); ++share) {
-      const size_t until = blocks.size() * (share + 1) / wide.size();
-      for (; done < until; ++done) merged.push_back(blocks[done]);
-      merged.push_back(wide[share]);
-    }
-    blocks = merged;
-  } else {
-    blocks.insert(blocks.end(), wide.begin(), wide.end());
-  }
+  // 4-bit groups last: what the coarse ones leave is taken up by columns that hold it well.
+  blocks.insert(blocks.end(), wide.begin(), wide.end());
   std::erase_if(blocks, [](const auto& block) { return block.empty(); });
   int64_t end = input.in_features;
   for (std::vector<Turn>& block : blocks) {

@@ -77,9 +77,25 @@ constexpr std::string_view kMixed2416 = R"({
   }
 })";
 
+constexpr std::string_view kMixed2416Clip = R"({
+  "name": "mixed-2-4-16-clip",
+  "description": "The same bits, scales searched by the output's error, 4-bit groups by what they gain",
+  "defaults": {
+    "quantizer": "mixed_precision",
+    "format": "mixed_2_4_16",
+    "weight_bits": 2,
+    "activation_bits": 16,
+    "column_order": "descending",
+    "sparse_percent": 0.19,
+    "group_ranking": "loss",
+    "clip": true
+  }
+})";
+
 constexpr std::array kRecipes = {
     BuiltinRecipe{"mixed-2-4", kMixed24},
     BuiltinRecipe{"mixed-2-4-16", kMixed2416},
+    BuiltinRecipe{"mixed-2-4-16-clip", kMixed2416Clip},
     BuiltinRecipe{"quik-4b", kQuik4b},
     BuiltinRecipe{"quik-8b", kQuik8b},
     BuiltinRecipe{"rtn-w4a4", kRtnW4A4},

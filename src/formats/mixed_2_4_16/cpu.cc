@@ -9,8 +9,6 @@
 namespace nibble {
 namespace {
 
-// Tokens up to which codes are multiplied directly; beyond, weights are decoded.
-constexpr int64_t kFewTokens = 8;
 // Main words of one GEMV task: long enough to hide the start of a stream, small enough to balance threads.
 constexpr int64_t kGemvTaskBytes = 48 << 10;
 // One GEMM task: tokens whose packed block stays in a second-level cache, and panels that pass by.
@@ -61,7 +59,7 @@ class CpuOp final : public LinearOp {
                ThreadPool& pool) const override {
     if (tokens <= 0) return;
     const Scratch::Frame frame(scratch);
-    if (tokens <= kFewTokens) {
+    if (tokens <= kernels_.few_tokens) {
       forward_few(x, tokens, y, y_stride, scratch, pool);
     } else {
       for (const Piece& piece : pieces_) forward_many(piece, x, tokens, y, y_stride, scratch, pool);
@@ -80,12 +78,17 @@ class CpuOp final : public LinearOp {
   void forward_few(const float* x, int64_t tokens, float* y, int64_t y_stride, Scratch& scratch,
                    ThreadPool& pool) const {
     const int64_t groups = units_ * kMixedSlots, k = in_features_;
-    std::array<MixedToken, kFewTokens> integers;
-    for (int64_t t = 0; t < tokens; ++t) {
-      int32_t* pairs = scratch.take<int32_t>(static_cast<size_t>(groups * 16));
-      float* sums = scratch.take<float>(static_cast<size_t>(groups * 4));
-      kernels_.to_integers(x + t * k, k, groups, pairs, sums);
-      integers[t] = {pairs, sums};
+    std::array<MixedToken, kMixedMostFew> integers;
+    int32_t* pairs = scratch.take<int32_t>(static_cast<size_t>(tokens * groups * 16));
+    float* sums = scratch.take<float>(static_cast<size_t>(tokens * groups * 4));
+    const auto convert = [&](int64_t t, int) {
+      integers[t] = {pairs + t * groups * 16, sums + t * groups * 4};
+      kernels_.to_integers(x + t * k, k, groups, pairs + t * groups * 16, sums + t * groups * 4);
+    };
+    if (tokens == 1) {
+      convert(0, 0);
+    } else {
+      pool.parallel_for(tokens, convert);
     }
     // Whole cache lines for each thread.
     const int64_t second_floats = ceil_div(units_ * 8, 16) * 16;

@@ -10,6 +10,7 @@ namespace nibble {
 
 // Tokens of one pass over the codes.
 inline constexpr int64_t kMixedGemvTokens = 4;
+inline constexpr int64_t kMixedMostFew = 16;
 // Depth of one block of the GEMM: whole units.
 inline constexpr int64_t kMixedDepth = 192;
 inline constexpr int64_t kMixedRowStride = kMixedDepth + 16;
@@ -26,6 +27,7 @@ struct MixedToken {
 };
 
 struct MixedKernels {
+  int64_t few_tokens;  // up to which gemv() is faster than multiply(); at most kMixedMostFew
   int64_t panel_rows;  // outputs of one GEMM panel: one tile of rows, or two
   int64_t pack_rows;   // tokens of one packed block
   // x [k] as integers; see MixedToken. `groups` = 4 * units.

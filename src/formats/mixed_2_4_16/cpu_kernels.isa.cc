@@ -18,17 +18,26 @@ namespace {
 constexpr int64_t kUnitsAhead = 16;
 constexpr int64_t kFirstOrderAhead = 24;
 
+// Tokens up to which codes are multiplied directly, as measured on [1024, 2048].
+#if defined(__AVX512F__)
+constexpr int64_t kFewTokens = 8;
+#else
+constexpr int64_t kFewTokens = 6;
+#endif
+
 static_assert(kTileColumns == kMixedTile || kTileColumns == 2 * kMixedTile);
 
 // --- activations as integers
 
 void to_integers(const float* x, int64_t k, int64_t groups, int32_t* pairs, float* sums) {
   for (int64_t group = 0; group < groups; ++group) {
-    const int64_t first = group * kMixedGroup;
-    alignas(32) float values[kMixedGroup] = {};
-    const int64_t count = k - first < kMixedGroup ? k - first : kMixedGroup;
-    for (int64_t i = 0; i < count; ++i) values[i] = x[first + i];
-    const __m256 low = _mm256_load_ps(values), high = _mm256_load_ps(values + 8);
+    const float* in = x + group * kMixedGroup;
+    alignas(32) float last[kMixedGroup] = {};
+    if (const int64_t count = k - group * kMixedGroup; count < kMixedGroup) {
+      for (int64_t i = 0; i < count; ++i) last[i] = in[i];
+      in = last;
+    }
+    const __m256 low = _mm256_loadu_ps(in), high = _mm256_loadu_ps(in + 8);
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     const __m256i either = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(low), magnitude),
                                             _mm256_and_si256(_mm256_castps_si256(high), magnitude));
@@ -84,7 +93,7 @@ inline void rebuild_second_order(const uint16_t* second, int64_t units, float* o
 }
 
 struct FirstOrder {
-  Vec scale[3], zero[3];
+  Vec scale[4], zero[4];  // the last one is the 4-bit group's
 };
 
 // Scales (code + z2) * s2, which are exact, and zero points of the 2-bit groups of a unit.
@@ -93,12 +102,12 @@ inline FirstOrder rebuild_first_order(IntVec word, const float* second) {
   const auto scale = [&](IntVec code, int slot) {
     return fma(to_float(code), set1(second[slot]), set1(second[4 + slot]));
   };
-  out.scale[0] = scale(int_and(shift_right<6>(word), int_set1(7)), 0);
-  out.scale[1] = scale(int_and(shift_right<9>(word), int_set1(7)), 1);
-  out.scale[2] = scale(shift_right<12>(word), 2);
+  out.scale[0] = scale(int_and(shift_right(word, 6), int_set1(7)), 0);
+  out.scale[1] = scale(int_and(shift_right(word, 9), int_set1(7)), 1);
+  out.scale[2] = scale(shift_right(word, 12), 2);
   out.zero[0] = to_float(int_and(word, int_set1(3)));
-  out.zero[1] = to_float(int_and(shift_right<2>(word), int_set1(3)));
-  out.zero[2] = to_float(int_and(shift_right<4>(word), int_set1(3)));
+  out.zero[1] = to_float(int_and(shift_right(word, 2), int_set1(3)));
+  out.zero[2] = to_float(int_and(shift_right(word, 4), int_set1(3)));
   return out;
 }
 
@@ -109,16 +118,17 @@ struct Sums {
 
 // Adds the products of the two columns per dword that `codes` holds.
 template <int kTokens>
-inline void add_pair(Sums<kTokens>& sums, IntVec codes, const int32_t* const* pairs, int index) {
+__attribute__((always_inline)) inline void add_pair(Sums<kTokens>& sums, IntVec codes,
+                                                    const int32_t* const* pairs, int index) {
 #pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) {
-    sums.high[t] = dot_pairs(sums.high[t], codes, int_set1(pairs[t][index]));
-    sums.low[t] = dot_pairs(sums.low[t], codes, int_set1(pairs[t][8 + index]));
+    sums.high[t] = dot_pairs(sums.high[t], codes, pairs[t] + index);
+    sums.low[t] = dot_pairs(sums.low[t], codes, pairs[t] + 8 + index);
   }
 }
 
 template <int kTokens>
-inline Sums<kTokens> no_sums() {
+__attribute__((always_inline)) inline Sums<kTokens> no_sums() {
   Sums<kTokens> sums;
 #pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) sums.high[t] = int_zero(), sums.low[t] = int_zero();
@@ -128,8 +138,8 @@ inline Sums<kTokens> no_sums() {
 // y += scale * 2^28 * exponent * (sum of (code - zero) X): the sums and the correction by the zero point are
 // integers below 2^24, so that codes at their zero give exactly zero.
 template <int kTokens>
-inline void take_up(const Sums<kTokens>& sums, Vec scale, Vec zero_point, const float* const* totals,
-                    Vec* y) {
+__attribute__((always_inline)) inline void take_up(const Sums<kTokens>& sums, Vec scale, Vec zero_point,
+                                                   const float* const* totals, Vec* y) {
 #pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) {
     const Vec high = fnma(zero_point, set1(totals[t][0]), to_float(sums.high[t]));
@@ -138,36 +148,23 @@ inline void take_up(const Sums<kTokens>& sums, Vec scale, Vec zero_point, const 
   }
 }
 
+// One unit's products with all tokens.
 template <int kTokens>
-inline void add_narrow(IntVec word, Vec scale, Vec zero_point, const int32_t* const* pairs,
-                       const float* const* totals, Vec* y) {
-  const IntVec mask = int_set1(0x00030003);
-  Sums<kTokens> sums = no_sums<kTokens>();
-  add_pair(sums, int_and(word, mask), pairs, 0);
-  add_pair(sums, int_and(shift_right<2>(word), mask), pairs, 1);
-  add_pair(sums, int_and(shift_right<4>(word), mask), pairs, 2);
-  add_pair(sums, int_and(shift_right<6>(word), mask), pairs, 3);
-  add_pair(sums, int_and(shift_right<8>(word), mask), pairs, 4);
-  add_pair(sums, int_and(shift_right<10>(word), mask), pairs, 5);
-  add_pair(sums, int_and(shift_right<12>(word), mask), pairs, 6);
-  add_pair(sums, int_and(shift_right<14>(word), mask), pairs, 7);
-  take_up(sums, scale, zero_point, totals, y);
-}
-
-template <int kTokens>
-inline void add_wide(IntVec word, IntVec split, Vec scale, Vec zero_point, const int32_t* const* pairs,
-                     const float* const* totals, Vec* y) {
-  const IntVec mask = int_set1(0x000f000f);
-  Sums<kTokens> sums = no_sums<kTokens>();
-  add_pair(sums, int_and(word, mask), pairs, 0);
-  add_pair(sums, int_and(shift_right<4>(word), mask), pairs, 1);
-  add_pair(sums, int_and(shift_right<8>(word), mask), pairs, 2);
-  add_pair(sums, int_and(shift_right<12>(word), mask), pairs, 3);
-  add_pair(sums, int_and(split, mask), pairs, 4);
-  add_pair(sums, int_and(shift_right<4>(split), mask), pairs, 5);
-  add_pair(sums, int_and(shift_right<8>(split), mask), pairs, 6);
-  add_pair(sums, int_and(shift_right<12>(split), mask), pairs, 7);
-  take_up(sums, scale, zero_point, totals, y);
+__attribute__((always_inline)) inline void add_unit(const Words& words, IntVec split, const FirstOrder& order,
+                                                    const int32_t* const (*pairs)[kTokens],
+                                                    const float* const (*totals)[kTokens], Vec* y) {
+  const IntVec narrow = int_set1(0x00030003), wide = int_set1(0x000f000f);
+#pragma GCC unroll 4
+  for (int slot = 0; slot < 4; ++slot) {
+    Sums<kTokens> sums = no_sums<kTokens>();
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const IntVec codes = slot < 3 ? int_and(shift_right(words.slot[slot], 2 * i), narrow)
+                                    : int_and(shift_right(i < 4 ? words.slot[3] : split, 4 * (i & 3)), wide);
+      add_pair(sums, codes, pairs[slot], i);
+    }
+    take_up(sums, order.scale[slot], order.zero[slot], totals[slot], y);
+  }
 }
 
 struct Tile {
@@ -240,14 +237,9 @@ void gemv_tile(const MixedLayout& layout, int64_t tile_index, const MixedToken* 
         wide_scale[part] = mul(load_scales(tile.scales + share * 16, part), set1(0x1p-28f));
         wide_zero[part] = to_float(load_nibbles(tile.zeros + share * 8, part));
       }
-      const Words words = load_main(tile.main + unit * 64, part);
-#pragma GCC unroll 3
-      for (int slot = 0; slot < 3; ++slot) {
-        add_narrow<kTokens>(words.slot[slot], now.scale[slot], now.zero[slot], pairs[slot], totals[slot],
-                            y[part]);
-      }
-      add_wide<kTokens>(words.slot[3], load_dwords(tile.split + unit * 16, part), wide_scale[part],
-                        wide_zero[part], pairs[3], totals[3], y[part]);
+      now.scale[3] = wide_scale[part], now.zero[3] = wide_zero[part];
+      add_unit<kTokens>(load_main(tile.main + unit * 64, part), load_dwords(tile.split + unit * 16, part),
+                        now, pairs, totals, y[part]);
     }
   }
 #pragma GCC unroll 4
@@ -315,7 +307,7 @@ void pack(const MixedLayout& layout, const float* x, int64_t tokens, int64_t uni
 // Code `kShift / 2` or `kShift / 4` of a dword as weights, at one column of the panel.
 template <int kShift, int kMask>
 inline void store_weights(IntVec word, Vec scale, Vec zero_point, float* out, int part) {
-  const Vec code = to_float(int_and(shift_right<kShift>(word), int_set1(kMask)));
+  const Vec code = to_float(int_and(shift_right(word, kShift), int_set1(kMask)));
   store(out + part * kLanes, in_row_order(mul(sub(code, zero_point), scale)));
 }
 
@@ -411,14 +403,16 @@ void multiply(const float* packed, int64_t tokens, int64_t depth, const float* p
 }  // namespace
 
 extern const MixedKernels kMixedKernels, kMixedSyncKernels;
-const MixedKernels kMixedKernels = {.panel_rows = kTileColumns,
+const MixedKernels kMixedKernels = {.few_tokens = kFewTokens,
+                                    .panel_rows = kTileColumns,
                                     .pack_rows = kTileRows,
                                     .to_integers = to_integers,
                                     .gemv = gemv<true>,
                                     .pack = pack,
                                     .decode = decode,
                                     .multiply = multiply};
-const MixedKernels kMixedSyncKernels = {.panel_rows = kTileColumns,
+const MixedKernels kMixedSyncKernels = {.few_tokens = kFewTokens,
+                                        .panel_rows = kTileColumns,
                                         .pack_rows = kTileRows,
                                         .to_integers = to_integers,
                                         .gemv = gemv<false>,

@@ -1,5 +1,7 @@
 #include "formats/mixed_2_4_16/layout.h"
 
+#include <algorithm>
+
 #include "base/half.h"
 #include "formats/format.h"
 
@@ -90,14 +92,20 @@ int mixed_code(const MixedLayout& layout, int64_t row, int64_t place, int64_t i)
 
 void mixed_dequantize_dense(const MixedLayout& layout, int64_t first, int64_t count, float* weight) {
   for (int64_t r = 0; r < count; ++r) {
-    float* row = weight + r * layout.in_features;
+    const int64_t row = first + r;
     for (int64_t place = 0; place < layout.units * kMixedSlots; ++place) {
-      const int64_t column = layout.order[place] * kMixedGroup;
-      if (column >= layout.in_features) continue;
-      const float scale = mixed_scale(layout, first + r, place);
-      const int zero = mixed_zero(layout, first + r, place);
-      for (int64_t i = 0; i < kMixedGroup && column + i < layout.in_features; ++i) {
-        row[column + i] = static_cast<float>(mixed_code(layout, first + r, place, i) - zero) * scale;
+      const int64_t column = layout.order[place] * kMixedGroup, slot = place % kMixedSlots;
+      const int64_t columns = std::min(kMixedGroup, layout.in_features - column);
+      if (columns <= 0) continue;
+      const int64_t at = row_unit(layout, row, place / kMixedSlots);
+      const uint32_t words[5] = {layout.main[at * 4], layout.main[at * 4 + 1], layout.main[at * 4 + 2],
+                                 layout.main[at * 4 + 3], layout.split[at]};
+      const float scale = mixed_scale(layout, row, place);
+      const int zero = mixed_zero(layout, row, place), mask = slot == kMixedWideSlot ? 15 : 3;
+      float* out = weight + r * layout.in_features + column;
+      for (int64_t i = 0; i < columns; ++i) {
+        const MixedCodePlace code = mixed_code_place(slot, i);
+        out[i] = static_cast<float>((static_cast<int>(words[code.word] >> code.shift) & mask) - zero) * scale;
       }
     }
   }

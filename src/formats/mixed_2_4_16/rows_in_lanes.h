@@ -59,12 +59,14 @@ inline IntVec int_zero() { return _mm512_setzero_si512(); }
 inline IntVec int_set1(int32_t value) { return _mm512_set1_epi32(value); }
 inline IntVec int_and(IntVec a, IntVec b) { return _mm512_and_si512(a, b); }
 inline IntVec int_add(IntVec a, IntVec b) { return _mm512_add_epi32(a, b); }
-template <int kShift>
-inline IntVec shift_right(IntVec a) {
-  return kShift == 0 ? a : _mm512_srli_epi32(a, kShift);
-}
+inline IntVec shift_right(IntVec a, int count) { return count == 0 ? a : _mm512_srli_epi32(a, count); }
 inline Vec to_float(IntVec a) { return _mm512_cvtepi32_ps(a); }
-inline IntVec dot_pairs(IntVec sum, IntVec a, IntVec b) { return _mm512_dpwssd_epi32(sum, a, b); }
+// sum + a times the pair at `pair` in every lane. The compiler would load the pair by an instruction of its
+// own.
+inline IntVec dot_pairs(IntVec sum, IntVec a, const int32_t* pair) {
+  asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(a), "m"(*pair));
+  return sum;
+}
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }
 
 #else  // AVX2 and AVX-VNNI
@@ -110,16 +112,13 @@ inline IntVec int_zero() { return _mm256_setzero_si256(); }
 inline IntVec int_set1(int32_t value) { return _mm256_set1_epi32(value); }
 inline IntVec int_and(IntVec a, IntVec b) { return _mm256_and_si256(a, b); }
 inline IntVec int_add(IntVec a, IntVec b) { return _mm256_add_epi32(a, b); }
-template <int kShift>
-inline IntVec shift_right(IntVec a) {
-  return kShift == 0 ? a : _mm256_srli_epi32(a, kShift);
-}
+inline IntVec shift_right(IntVec a, int count) { return count == 0 ? a : _mm256_srli_epi32(a, count); }
 inline Vec to_float(IntVec a) { return _mm256_cvtepi32_ps(a); }
-inline IntVec dot_pairs(IntVec sum, IntVec a, IntVec b) {
+inline IntVec dot_pairs(IntVec sum, IntVec a, const int32_t* pair) {
 #if defined(__AVXVNNI__)
-  return _mm256_dpwssd_avx_epi32(sum, a, b);
+  return _mm256_dpwssd_avx_epi32(sum, a, _mm256_set1_epi32(*pair));
 #else
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(a, _mm256_set1_epi32(*pair)));
 #endif
 }
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
