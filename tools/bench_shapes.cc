@@ -110,8 +110,8 @@ PackedLinear synthetic_linear(const Member& member, const Group& group, const Re
       select_outlier_columns(statistics, settings, group.hidden, member.role == LinearRole::kDown);
   const LinearFormat* format = find_format(settings.format);
   if (format == nullptr) fail_usage("recipe {}: there is no format '{}'", recipe->name, settings.format);
-  const Quantizer& quantizer = find_quantizer(settings.quantizer);
-  if (quantizer.sample != nullptr) {
+  // Formats of their own quantizers take what those sample.
+  if (const Quantizer& quantizer = find_quantizer(settings.quantizer); quantizer.sample != nullptr) {
     return format->pack(quantizer.sample(settings, member.out_features, group.in_features, outliers), name);
   }
   return format->pack(

@@ -90,6 +90,7 @@ std::vector<std::string> column_orders() { return {"ascending", "natural", "desc
 std::vector<std::string> sensitivities() { return {"fisher", "hessian_diagonal", "uniform"}; }
 std::vector<std::string> lnq_hessians() { return {"plain", "guided"}; }
 std::vector<std::string> kmeans_solvers() { return {"exact", "lloyd"}; }
+std::vector<std::string> group_rankings() { return {"sensitivity", "range", "loss"}; }
 
 // Ranges refuse what cannot work, not what is unwise.
 std::span<const Field> fields() {
@@ -108,6 +109,8 @@ std::span<const Field> fields() {
       {"damping", Amount{&LinearSettings::damping, 0, 100}},
       {"block_size", Count{&LinearSettings::block_size, 1, 1 << 20}},
       {"column_order", Choice{&LinearSettings::column_order, column_orders}},
+      {"group_ranking", Choice{&LinearSettings::group_ranking, group_rankings}},
+      {"sparse_percent", Amount{&LinearSettings::sparse_percent, 0, 10}},
       {"calibrate_on_quantized", Switch{&LinearSettings::calibrate_on_quantized}},
       {"sensitivity_sequences", Count{&LinearSettings::sensitivity_sequences, 1, 1 << 20}},
       {"guided_groups", Count{&LinearSettings::guided_groups, 1, 1 << 10}},

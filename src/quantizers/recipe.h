@@ -49,6 +49,9 @@ struct LinearSettings {
   // GPTQ: scales of groups from the weights as they were; else, with the natural order, from what the weights
   // have become when the group's turn comes.
   bool static_groups = true;
+  // mixed_precision: which groups of columns get 4 bits (mixed_selection.h).
+  std::string group_ranking = "sensitivity";
+  double sparse_percent = 0;  // mixed_precision: weights of the other groups kept in 16 bit
   bool calibrate_on_quantized = true;  // statistics from the already quantized earlier layers
   // Quantizers that weigh by the gradients of the loss: calibration sequences used for them (of the whole
   // model: the defaults' value counts), and runs of output rows with a Hessian of their own.

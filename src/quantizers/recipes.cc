@@ -67,7 +67,50 @@ constexpr std::string_view kW4A4Hadamard = R"({
   }
 })";
 
+constexpr std::string_view kMixed24 = R"({
+  "name": "mixed-2-4",
+  "description": "2- and 4-bit groups in one matrix, 2.85 bits with all scales; activations stay floats",
+  "defaults": {
+    "quantizer": "mixed_precision",
+    "format": "mixed_2_4_16",
+    "weight_bits": 2,
+    "activation_bits": 16,
+    "column_order": "descending"
+  }
+})";
+
+constexpr std::string_view kMixed2416 = R"({
+  "name": "mixed-2-4-16",
+  "description": "The same with the 0.19 % of weights that 2 bits hold worst in 16: 2.92 bits",
+  "defaults": {
+    "quantizer": "mixed_precision",
+    "format": "mixed_2_4_16",
+    "weight_bits": 2,
+    "activation_bits": 16,
+    "column_order": "descending",
+    "sparse_percent": 0.19
+  }
+})";
+
+constexpr std::string_view kMixed2416Clip = R"({
+  "name": "mixed-2-4-16-clip",
+  "description": "The same bits, scales searched by the output's error, 4-bit groups by what they gain",
+  "defaults": {
+    "quantizer": "mixed_precision",
+    "format": "mixed_2_4_16",
+    "weight_bits": 2,
+    "activation_bits": 16,
+    "column_order": "descending",
+    "sparse_percent": 0.19,
+    "group_ranking": "loss",
+    "clip": true
+  }
+})";
+
 const std::array kRecipes = {
+    BuiltinRecipe{"mixed-2-4", kMixed24},
+    BuiltinRecipe{"mixed-2-4-16", kMixed2416},
+    BuiltinRecipe{"mixed-2-4-16-clip", kMixed2416Clip},
     BuiltinRecipe{"quik-4b", kQuik4b},
     BuiltinRecipe{"quik-8b", kQuik8b},
     BuiltinRecipe{"rtn-w4a4", kRtnW4A4},

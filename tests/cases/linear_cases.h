@@ -198,6 +198,85 @@ inline QuantizedWeight make_codebook_weight(const LinearCase& shape, int bits, b
   return weight;
 }
 
+// A weight of 2- and 4-bit groups (format mixed_2_4_16) in a random order of groups. `sparse_share` of its
+// places have a sparse value.
+inline QuantizedWeight make_mixed_weight(const LinearCase& shape, double sparse_share) {
+  const int64_t n = shape.n, k = shape.k, units = (k + 63) / 64, groups = (k + 15) / 16,
+                tiles = (n + 15) / 16;
+  QuantizedWeight weight;
+  weight.out_features = n;
+  weight.in_features = k;
+  weight.weight_bits = 2;
+  weight.group_size = 16;
+  std::mt19937 generator(static_cast<uint32_t>(n * 7919 + k * 104729));
+  const auto below = [&](int64_t count) {
+    return static_cast<int>(generator() % static_cast<uint64_t>(count));
+  };
+  MixedGroups& mixed = weight.mixed;
+  for (int32_t group = 0; group < 4 * units; ++group) mixed.order.push_back(group);
+  for (size_t i = mixed.order.size() - 1; i > 0; --i) std::swap(mixed.order[i], mixed.order[below(i + 1)]);
+  weight.codes.resize(static_cast<size_t>(n * k));
+  weight.scales.resize(static_cast<size_t>(n * groups));
+  weight.zeros.resize(weight.scales.size());
+  mixed.scale_codes.resize(weight.scales.size());
+  mixed.second_scales.resize(static_cast<size_t>(tiles * groups));
+  mixed.second_zeros.resize(mixed.second_scales.size());
+  const auto f16_number = [&] {
+    return f16_to_float(float_to_f16(0.001f + 0.0001f * static_cast<float>(below(50))));
+  };
+  std::vector<float> wide_scales(static_cast<size_t>(n)), wide_zeros(static_cast<size_t>(n));
+  const bool special_rows = shape.codes == Codes::kRandom && n >= 4;
+  for (int64_t place = 0; place < 4 * units; ++place) {
+    const int64_t group = mixed.order[place], slot = place % 4;
+    const int levels = slot == 3 ? 16 : 4;
+    if (place % 32 == 3) {  // eight 4-bit groups share their scales
+      for (int64_t row = 0; row < n; ++row) {
+        wide_scales[row] = special_rows && row == 2 ? 0.0f : f16_number();
+        wide_zeros[row] = static_cast<float>(shape.codes == Codes::kLowest ? 15 : below(16));
+      }
+    }
+    if (group >= groups) continue;
+    for (int64_t tile = 0; tile < tiles && slot != 3; ++tile) {
+      mixed.second_scales[tile * groups + group] = f16_number();
+      mixed.second_zeros[tile * groups + group] = static_cast<uint8_t>(below(slot == 2 ? 16 : 8));
+    }
+    for (int64_t row = 0; row < n; ++row) {
+      const int64_t at = row * groups + group, second = row / 16 * groups + group;
+      if (slot == 3) {
+        weight.scales[at] = wide_scales[row];
+        weight.zeros[at] = wide_zeros[row];
+      } else {
+        mixed.scale_codes[at] = static_cast<uint8_t>(below(slot == 2 ? 16 : 8));
+        weight.scales[at] = static_cast<float>(mixed.scale_codes[at] + mixed.second_zeros[second]) *
+                            mixed.second_scales[second];
+        weight.zeros[at] = static_cast<float>(shape.codes == Codes::kLowest ? 3 : below(4));
+      }
+      for (int64_t column = group * 16; column < k && column < group * 16 + 16; ++column) {
+        int code = below(levels);
+        if (special_rows && row == 1) code = static_cast<int>(weight.zeros[at]);  // exactly zero
+        if (shape.codes == Codes::kLowest) code = 0;
+        if (shape.codes == Codes::kAlternate) code = (row + column) % 2 == 0 ? 0 : levels - 1;
+        weight.codes[row * k + column] = static_cast<int8_t>(code);
+      }
+    }
+  }
+  if (sparse_share > 0) {
+    weight.sparse.row_offsets.push_back(0);
+    for (int64_t row = 0; row < n; ++row) {
+      for (int64_t column = 0; column < k; ++column) {
+        if (below(1 << 20) >= static_cast<int>(sparse_share * (1 << 20)) || (special_rows && row == 1))
+          continue;
+        weight.sparse.columns.push_back(static_cast<int32_t>(column));
+        weight.sparse.values.push_back(f16_number() - 0.003f);
+        weight.sparse.values.back() = f16_to_float(float_to_f16(weight.sparse.values.back()));
+      }
+      weight.sparse.row_offsets.push_back(static_cast<int64_t>(weight.sparse.columns.size()));
+    }
+  }
+  if (shape.bias) weight.bias = normal_floats(static_cast<size_t>(n), 79, 0.5f);
+  return weight;
+}
+
 // [tokens, k]. `activation_bits` shapes the kTies tokens: their quotients x/s lie exactly halfway between
 // integers.
 inline std::vector<float> make_input(const LinearCase& shape, int activation_bits) {
@@ -382,6 +461,15 @@ inline std::vector<Subject> subjects() {
                          },
                          weight});
         }
+      }
+    } else if (name == "mixed_2_4_16") {
+      for (const double share : {0.0, 0.02}) {
+        const auto weight = [share](const LinearCase& shape) { return make_mixed_weight(shape, share); };
+        all.push_back({format, share > 0 ? name + " sparse" : name, 16, false,
+                       [format, weight](const LinearCase& shape, const std::string& linear) {
+                         return format->pack(weight(shape), linear);
+                       },
+                       weight});
       }
     } else if (name == "dense") {
       for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {

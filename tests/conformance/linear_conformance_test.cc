@@ -53,6 +53,10 @@ std::vector<float> expected_weight(const QuantizedWeight& weight) {
           (static_cast<float>(weight.codes[row * k_int + j]) - zero) * weight.scales[group];
       ++j;
     }
+    for (int64_t i = weight.sparse.empty() ? 0 : weight.sparse.row_offsets[row];
+         !weight.sparse.empty() && i < weight.sparse.row_offsets[row + 1]; ++i) {
+      dense[row * k + weight.sparse.columns[i]] += weight.sparse.values[i];
+    }
   }
   return dense;
 }

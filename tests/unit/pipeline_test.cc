@@ -68,7 +68,7 @@ TEST_P(Reload, GivesTheSameLogitsBitForBit) {
   EXPECT_NE(Session(*Model::load(checkpoint, pool), pool, 64).feed(ids), expected);
 }
 
-INSTANTIATE_TEST_SUITE_P(Recipes, Reload, ::testing::Values("quik-4b", "quik-8b", "rtn-w4a4"),
+INSTANTIATE_TEST_SUITE_P(Recipes, Reload, ::testing::Values("quik-4b", "quik-8b", "rtn-w4a4", "mixed-2-4-16"),
                          [](const auto& recipe) {
                            std::string name = recipe.param;
                            for (char& c : name) {

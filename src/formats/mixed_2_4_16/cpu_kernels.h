@@ -1,0 +1,61 @@
+// What one instruction set offers to mixed_2_4_16: plain functions on plain memory, defined in
+// cpu_kernels.isa.cc once per instruction set and driven by cpu.cc.
+#pragma once
+
+#include <cstdint>
+
+#include "formats/mixed_2_4_16/layout.h"
+
+namespace nibble {
+
+// Tokens of one pass over the codes.
+inline constexpr int64_t kMixedGemvTokens = 4;
+inline constexpr int64_t kMixedMostFew = 16;
+// Depth of one block of the GEMM: whole units.
+inline constexpr int64_t kMixedDepth = 192;
+inline constexpr int64_t kMixedRowStride = kMixedDepth + 16;
+
+// A token as integers, group by group: x_j = X_j * 2^-28 * exponent[group] with |X_j| < 2^29, to the nearest
+// integer, and X_j = high_j * 2^15 + low_j. A group of zeros beyond the input stands for padding.
+struct MixedToken {
+  // [units * 4 groups][16] dwords: 8 of high pairs (low half: column i, high half: column i + 8), 8 of low
+  // pairs. 64-byte aligned.
+  const int32_t* pairs;
+  // [units * 4 groups][4]: sum of high_j, sum of low_j, exponent (a power of two; NaN where an x_j is not
+  // finite), unused.
+  const float* sums;
+};
+
+struct MixedKernels {
+  int64_t few_tokens;  // up to which gemv() is faster than multiply(); at most kMixedMostFew
+  int64_t panel_rows;  // outputs of one GEMM panel: one tile of rows, or two
+  int64_t pack_rows;   // tokens of one packed block
+  // x [k] as integers; see MixedToken. `groups` = 4 * units.
+  void (*to_integers)(const float* x, int64_t k, int64_t groups, int32_t* pairs, float* sums);
+  // Rows of one tile times at most kMixedGemvTokens tokens. `second` is scratch for 8 * units floats, 64-byte
+  // aligned; `starts` [n + 1] are the sparse rows' first entries, x [tokens, k] the tokens as floats.
+  void (*gemv)(const MixedLayout& layout, int64_t tile, const MixedToken* tokens, int64_t count,
+               const float* x, const int64_t* starts, float* second, float* y, int64_t y_stride);
+  // Units [unit, unit + count) of at most pack_rows tokens in the order of places, one block of the GEMM's
+  // rows.
+  void (*pack)(const MixedLayout& layout, const float* x, int64_t tokens, int64_t unit, int64_t count,
+               float* packed);
+  // Weights of rows [row, row + panel_rows) in the same units, to panel [kMixedDepth][panel_rows].
+  void (*decode)(const MixedLayout& layout, int64_t row, int64_t unit, int64_t count, const int64_t* starts,
+                 const uint16_t* places, float* panel);
+  // y [tokens, columns] (+)= packed [pack_rows, ...] times panel; from the bias on where `first`.
+  void (*multiply)(const float* packed, int64_t tokens, int64_t depth, const float* panel, int64_t columns,
+                   bool first, const float* bias, float* y, int64_t y_stride);
+};
+
+namespace avx2 {
+extern const MixedKernels kMixedKernels, kMixedSyncKernels;
+}
+namespace avxvnni {
+extern const MixedKernels kMixedKernels, kMixedSyncKernels;
+}
+namespace avx512vnni {
+extern const MixedKernels kMixedKernels, kMixedSyncKernels;
+}
+
+}  // namespace nibble
