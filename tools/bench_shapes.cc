@@ -116,7 +116,8 @@ PackedLinear synthetic_linear(const Member& member, const Group& group, const Re
   }
   return format->pack(
       synthetic_weight(member.out_features, group.in_features, static_cast<int>(settings.weight_bits),
-                       static_cast<int>(settings.activation_bits), settings.group_size,
+                       static_cast<int>(settings.activation_bits),
+                       settings.group_size_for(group.in_features - static_cast<int64_t>(outliers.size())),
                        static_cast<int64_t>(outliers.size())),
       name);
 }

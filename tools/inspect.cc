@@ -44,6 +44,7 @@ OrderedJson to_json(const LinearFacts& linear, bool with_reasons) {
                       {"bits", linear.bits},
                       {"kernel", linear.kernel},
                       {"arithmetic", linear.arithmetic},
+                      {"activations", linear.activations},
                       {"outlier_columns", linear.outlier_columns},
                       {"sparse_values", linear.sparse_values},
                       {"out_features", linear.out_features},
@@ -82,9 +83,10 @@ void print_linears(const ModelFacts& report, bool kernels) {
     std::string role = linear.name;
     const size_t dot = role.rfind('.');
     if (dot != std::string::npos) role = role.substr(dot + 1);
-    const std::string key = format_text("{}|{}|{}|{}|{}|{}x{}|{}|{}", role, linear.format, linear.bits,
-                                        linear.kernel, linear.arithmetic, linear.out_features,
-                                        linear.in_features, linear.outlier_columns, linear.sparse_values);
+    const std::string key =
+        format_text("{}|{}|{}|{}|{}|{}|{}x{}|{}|{}", role, linear.format, linear.bits, linear.kernel,
+                    linear.arithmetic, linear.activations, linear.out_features, linear.in_features,
+                    linear.outlier_columns, linear.sparse_values);
     const auto [found, inserted] = index.emplace(key, rows.size());
     if (inserted) rows.push_back({.first = &linear});
     Row& row = rows[found->second];
@@ -92,15 +94,16 @@ void print_linears(const ModelFacts& report, bool kernels) {
     row.bytes += linear.stored_bytes;
     row.weights += linear.weights();
   }
-  write_output(format_text("\n{:>5}  {:<12} {:>13}  {:<10} {:>5}  {:<22} {:>8} {:>7}  {}\n", "count",
-                           "linear", "out x in", "format", "bits", "arithmetic", "outliers", "b/w",
-                           "kernel"));
+  write_output(format_text("\n{:>5}  {:<12} {:>13}  {:<12} {:>5}  {:<22} {:<19} {:>8} {:>7}  {}\n", "count",
+                           "linear", "out x in", "format", "bits", "arithmetic", "activations", "outliers",
+                           "b/w", "kernel"));
   for (const Row& row : rows) {
     const LinearFacts& linear = *row.first;
-    write_output(format_text("{:>5}  {:<12} {:>13}  {:<10} {:>5}  {:<22} {:>8} {:>7.3f}  {}\n", row.count,
-                             linear.name.substr(linear.name.rfind('.') + 1),
+    write_output(format_text("{:>5}  {:<12} {:>13}  {:<12} {:>5}  {:<22} {:<19} {:>8} {:>7.3f}  {}\n",
+                             row.count, linear.name.substr(linear.name.rfind('.') + 1),
                              format_text("{}x{}", linear.out_features, linear.in_features), linear.format,
-                             linear.bits, linear.arithmetic, linear.outlier_columns,
+                             linear.bits, linear.arithmetic,
+                             linear.activations.empty() ? "-" : linear.activations, linear.outlier_columns,
                              8 * row.bytes / row.weights, linear.kernel));
     if (!kernels) continue;
     for (const auto& [kernel, reason] : linear.refused)

@@ -94,6 +94,7 @@ int report(const Options& options, const QuantizeResult& result) {
                          {"format", linear.format},
                          {"weight_bits", linear.weight_bits},
                          {"activation_bits", linear.activation_bits},
+                         {"activations", linear.activations},
                          {"outlier_columns", linear.outlier_columns},
                          {"bits_per_weight", linear.bits_per_weight},
                          {"weight_error", linear.weight_error},

@@ -55,6 +55,12 @@ struct QuantizedWeight {
   // order.
   std::vector<int32_t> mask_order;  // [k - outliers] column numbers
 
+  // Integer group scales: scales[n, g] = row_scales[n] * scale_multipliers[n, g]. Both empty where scales are
+  // free floats. With an amplifier (Integer Scale) every row scale is 1 / scale_amplifier.
+  std::vector<int32_t> scale_multipliers;  // [n, groups]
+  std::vector<float> row_scales;           // [n]
+  int64_t scale_amplifier = 0;
+
   // Codebook part (SqueezeLLM): one table per output row; codes are then unsigned, in [0, 2^b), and there are
   // neither scales nor zeros.
   std::vector<float> codebooks;  // [n, 2^b] or empty

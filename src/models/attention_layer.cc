@@ -30,6 +30,23 @@ class AttentionLayer final : public SubLayer {
     for (LinearGroup* group : groups_) group->prepare(pool);
   }
 
+  NormWeights* norm_before(const LinearGroup& group) override {
+    return &group == parts_.query_key_value.get() ? &parts_.norm : nullptr;
+  }
+
+  // Attention mixes the values of a head over positions only; query heads share the values of their group.
+  ChannelSource linear_before(const LinearGroup& group) override {
+    if (&group != parts_.output.get()) return {};
+    ChannelSource source = {.group = parts_.query_key_value.get()};
+    while (source.group->slots()[source.slot].role != LinearRole::kValue) ++source.slot;
+    const int64_t sharing = spec_.heads / spec_.kv_heads;
+    for (int64_t channel = 0; channel < spec_.query_size(); ++channel) {
+      const int64_t head = channel / spec_.head_dim / sharing;
+      source.rows.push_back(head * spec_.head_dim + channel % spec_.head_dim);
+    }
+    return source;
+  }
+
   bool forward(float* residual, const RunContext& context, const InputTap* tap) const override {
     Scratch& scratch = *context.scratch;
     const Scratch::Frame frame(scratch);

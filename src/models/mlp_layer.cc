@@ -22,6 +22,19 @@ class MlpLayer final : public SubLayer {
     for (LinearGroup* group : groups_) group->prepare(pool);
   }
 
+  NormWeights* norm_before(const LinearGroup& group) override {
+    return &group == parts_.gate_up.get() ? &parts_.norm : nullptr;
+  }
+
+  // silu(gate) * up is linear in up.
+  ChannelSource linear_before(const LinearGroup& group) override {
+    if (&group != parts_.down.get() || parts_.down_hadamard) return {};  // rotated in between
+    ChannelSource source = {.group = parts_.gate_up.get()};
+    while (source.group->slots()[source.slot].role != LinearRole::kUp) ++source.slot;
+    for (int64_t channel = 0; channel < spec_.intermediate_size; ++channel) source.rows.push_back(channel);
+    return source;
+  }
+
   bool forward(float* residual, const RunContext& context, const InputTap* tap) const override {
     Scratch& scratch = *context.scratch;
     const Scratch::Frame frame(scratch);

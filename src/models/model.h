@@ -37,6 +37,18 @@ using InputTap = std::function<bool(const LinearGroup& group, const float* x, in
 
 struct AttentionParts;
 struct MlpParts;
+struct NormWeights {
+  Tensor weight, bias;  // F32 [size]; the bias is undefined for an RMS norm
+  std::string name;     // "model.layers.0.input_layernorm": of its tensors, without ".weight"
+};
+
+// A linear whose output channels become a group's input channels, up to factors that do not depend on them:
+// dividing its row rows[c] by a factor divides input channel c by it.
+struct ChannelSource {
+  LinearGroup* group = nullptr;  // null: there is none
+  size_t slot = 0;               // which of its linears
+  std::vector<int64_t> rows;     // [in_features of the fed group]
+};
 
 class SubLayer {
  public:
@@ -51,14 +63,15 @@ class SubLayer {
   // residual [tokens, hidden] += f(norm(residual)). Returns false when the tap stopped it.
   virtual bool forward(float* residual, const RunContext& context, const InputTap* tap) const = 0;
   virtual void prepare(ThreadPool& pool) = 0;
+
+  // What stands in front of a group's input and could take up factors on its channels: the norm whose output
+  // this input is and nothing else's, or null; or else a linear.
+  virtual NormWeights* norm_before(const LinearGroup& group) = 0;
+  virtual ChannelSource linear_before(const LinearGroup& group) = 0;
 };
 
 struct Block {
   std::vector<std::unique_ptr<SubLayer>> sublayers;
-};
-
-struct NormWeights {
-  Tensor weight, bias;  // F32 [size]; the bias is undefined for an RMS norm
 };
 
 class RopeTable;

@@ -70,6 +70,7 @@ std::shared_ptr<const PackedLinear> ModelBuilder::load_linear(const std::string&
 NormWeights ModelBuilder::load_norm(const ModelSpec& spec, const std::string& name, int64_t size,
                                     const std::string& key) {
   NormWeights norm;
+  norm.name = name;
   const CheckpointTensor& weight = checkpoint.require(name + ".weight");
   require_shape(weight, {size}, key);
   norm.weight = weight.read_f32();

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "pipeline/residual_stream.h"
 #include "pipeline/sensitivity.h"
 #include "quantizers/quantizer.h"
+#include "transforms/transform.h"
 
 namespace nibble {
 
@@ -44,8 +46,10 @@ class BlockQuantizer {
   // the stream has moved through it (through the float block when the recipe says calibrate_on_quantized =
   // false). With a float stream, `float_block` is the same block once more, which stays as it is.
   QuantizedBlock quantize(Block& block, const Block* float_block);
-  // Moves the streams through a block whose linears an earlier run has quantized.
-  void replay(Block& block, const Block* float_block, const std::vector<PackedLinear>& linears);
+  // Moves the streams through a block whose linears an earlier run has quantized. `tensors` are those of
+  // QuantizedBlock::tensors.
+  void replay(Block& block, const Block* float_block, const std::vector<PackedLinear>& linears,
+              const std::map<std::string, Tensor>& tensors);
 
   double calibration_seconds() const { return calibration_seconds_; }
   double solver_seconds() const { return solver_seconds_; }
@@ -56,11 +60,26 @@ class BlockQuantizer {
   // Statistics of the one group `only` (stopping there), or of all groups of the sub-layer in a single pass
   // through it. `float_sublayer` may be null when no group needs the float model's inputs.
   GroupStatistics collect(SubLayer& sublayer, const SubLayer* float_sublayer, const LinearGroup* only);
-  void quantize_group(LinearGroup& group, const InputStatistics* statistics, QuantizedBlock* out);
+  // How the activations of a group are quantized; `scale` is the static step or 0.
+  struct GroupActivations {
+    float scale = 0;
+    std::string description;  // activation_class()
+  };
+  LinearSettings group_settings(const LinearGroup& group) const;
+  static void changed_norm(const NormWeights& norm, QuantizedBlock* out);
+  // Equalizes the group's input where its recipe has a transform; statistics become those of the new input.
+  TransformPlan transform_group(SubLayer& sublayer, LinearGroup& group, InputStatistics* statistics,
+                                QuantizedBlock* out);
+  // The same for groups behind a linear, where the recipe asks for it. `known` are the statistics of all
+  // groups where they exist already.
+  void fold_through_linears(SubLayer& sublayer, GroupStatistics* known);
+  void quantize_group(SubLayer& sublayer, LinearGroup& group, InputStatistics* statistics,
+                      QuantizedBlock* out);
   // The 16-bit linear that a recipe leaves as it is.
-  void keep_dense(const LinearSlot& slot, QuantizedBlock* out);
+  void keep_dense(LinearSlot& slot, const LinearSettings& settings, QuantizedBlock* out);
   void quantize_slot(LinearSlot& slot, int64_t in_features, const LinearSettings& settings,
-                     const InputStatistics* statistics, FactorCache* factors, QuantizedBlock* out);
+                     const GroupActivations& activations, const InputStatistics* statistics,
+                     FactorCache* factors, QuantizedBlock* out);
   bool needs_statistics(const LinearGroup& group, CalibrationNeeds* needs) const;
 
   const Recipe& recipe_;
@@ -71,10 +90,11 @@ class BlockQuantizer {
   ThreadPool& pool_;
   std::map<std::string, double> sparse_outlier_ratios_;
   double calibration_seconds_ = 0, solver_seconds_ = 0;
+  std::set<const LinearGroup*> equalized_;  // of the block at work, by fold_through_linears()
 };
 
 // What the settings of a linear ask calibration for; whether they ask for statistics of its input (outlier
-// columns need the channels' maxima), and whether for anything.
+// columns and transforms need the channels' maxima), and whether for anything.
 CalibrationNeeds calibration_needs(const LinearSettings& settings);
 bool needs_statistics(const LinearSettings& settings);
 bool needs_calibration(const LinearSettings& settings);

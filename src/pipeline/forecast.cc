@@ -83,6 +83,29 @@ Rates measure(const Checkpoint& checkpoint, const CalibrationData& data, ThreadP
   return rates;
 }
 
+// Linears with one input share what a transform does to it.
+void check_groups(const Recipe& recipe, const std::vector<LinearInfo>& linears) {
+  const auto input_of = [](LinearRole role) {
+    const bool first = role == LinearRole::kKey || role == LinearRole::kValue;
+    return first ? LinearRole::kQuery : role == LinearRole::kUp ? LinearRole::kGate : role;
+  };
+  const LinearInfo* before = nullptr;
+  for (const LinearInfo& linear : linears) {
+    if (before != nullptr && before->layer == linear.layer &&
+        input_of(before->role) == input_of(linear.role)) {
+      const LinearSettings one = recipe.settings_for(before->name, before->role);
+      const LinearSettings other = recipe.settings_for(linear.name, linear.role);
+      if (!one.same_transform(other)) {
+        fail(
+            "recipe '{}': {} and {} have the same input but differ in transform or its settings (\"{}\" and "
+            "\"{}\"); set them alike",
+            recipe.name, before->name, linear.name, one.transform, other.transform);
+      }
+    }
+    before = &linear;
+  }
+}
+
 }  // namespace
 
 void check_recipe(const Recipe& recipe, const ModelSpec& spec) {
@@ -90,6 +113,7 @@ void check_recipe(const Recipe& recipe, const ModelSpec& spec) {
   const std::vector<LinearInfo> linears = list_linears(spec);
   for (const LinearInfo& linear : linears) names.emplace_back(linear.name, linear.role);
   recipe.check_all_match(names);
+  check_groups(recipe, linears);
   for (const LinearInfo& linear : linears) {
     const LinearSettings settings = recipe.settings_for(linear.name, linear.role);
     if (find_format(settings.format) == nullptr) {
@@ -171,10 +195,10 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   // an input with its distance from the float model's.
   const bool with_float_stream = recipe_needs_float_stream(options.recipe, spec);
   const double streams = with_float_stream ? 2 : 1;
-  forecast.peak_memory_bytes =
-      8 * block_weights * streams + 12 * widest * widest + 16 * largest + 4 * tokens * hidden * streams +
-      4 * batch * (6 * hidden + 3 * static_cast<double>(spec.intermediate_size)) +
-      held_matrices * token_matrix;
+  forecast.peak_memory_bytes = 8 * block_weights * streams + 12 * widest * widest + 16 * largest +
+                               4 * tokens * hidden * streams +
+                               4 * batch * (6 * hidden + 3 * static_cast<double>(spec.intermediate_size)) +
+                               held_matrices * token_matrix;
   if (with_float_stream) forecast.peak_memory_bytes += 16 * widest * widest + 8 * batch * widest;
   const SensitivityPlan plan = plan_sensitivity(options.recipe, spec, data.sequences);
   const SensitivityCost sensitivity =

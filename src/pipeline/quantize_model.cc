@@ -30,6 +30,7 @@ Json result_to_json(const LinearResult& result) {
           {"format", result.format},
           {"weight_bits", result.weight_bits},
           {"activation_bits", result.activation_bits},
+          {"activations", result.activations},
           {"outlier_columns", result.outlier_columns},
           {"bits_per_weight", result.bits_per_weight},
           {"weight_error", result.weight_error},
@@ -41,6 +42,7 @@ LinearResult result_from_json(const Json& json, const std::string& source) {
           .format = json_string(json, "format", {}, source),
           .weight_bits = json_int(json, "weight_bits", {}, source),
           .activation_bits = json_int(json, "activation_bits", {}, source),
+          .activations = json_string(json, "activations", {}, source),
           .outlier_columns = json_int(json, "outlier_columns", {}, source),
           .bits_per_weight = json_number(json, "bits_per_weight", {}, source),
           .weight_error = json_number(json, "weight_error", {}, source),
@@ -90,8 +92,10 @@ class QuantizationRun {
                                                         const QuantizeForecast& forecast);
   // Writes embedding, head, final norm and whatever else is not in a block, as the last shard.
   void write_rest(QuantizedFolder& folder, const Model& model);
-  void restore(const QuantizedFolder& folder, int64_t layer, std::vector<PackedLinear>* linears) const;
-  void record(const std::vector<PackedLinear>& linears);
+  // The linears of a finished shard; returns all its tensors.
+  std::map<std::string, Tensor> restore(const QuantizedFolder& folder, int64_t layer,
+                                        std::vector<PackedLinear>* linears) const;
+  void record(const std::vector<PackedLinear>& linears, const std::vector<LinearResult>& results);
   void verify(const std::map<std::string, std::string>& digests) const;
 
   const QuantizeOptions& options_;
@@ -102,7 +106,8 @@ class QuantizationRun {
   bool needs_data_ = false;
   std::vector<std::pair<std::string, std::string>> source_hashes_;
   Json linear_configs_ = Json::object();
-  std::set<std::string> replaced_;  // source tensors that a block's shard holds anew
+  std::map<std::string, std::string> activations_;  // LinearResult::activations by linear
+  std::set<std::string> replaced_;                  // source tensors that a block's shard holds anew
   double quantized_bytes_ = 0, quantized_weights_ = 0;
   QuantizeResult result_;
 };
@@ -148,24 +153,28 @@ std::string QuantizationRun::fingerprint() {
   return sha256_hex(std::as_bytes(std::span(text)));
 }
 
-void QuantizationRun::record(const std::vector<PackedLinear>& linears) {
+void QuantizationRun::record(const std::vector<PackedLinear>& linears,
+                             const std::vector<LinearResult>& results) {
+  for (const LinearResult& result : results) activations_[result.name] = result.activations;
   for (const PackedLinear& linear : linears) {
     linear_configs_[linear.name] = packed_linear_config(linear);
+    linear_configs_[linear.name]["activations"] = activations_[linear.name];
     quantized_bytes_ += static_cast<double>(linear.weight_bytes());
     quantized_weights_ += static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
   }
 }
 
-void QuantizationRun::restore(const QuantizedFolder& folder, int64_t layer,
-                              std::vector<PackedLinear>* linears) const {
+std::map<std::string, Tensor> QuantizationRun::restore(const QuantizedFolder& folder, int64_t layer,
+                                                       std::vector<PackedLinear>* linears) const {
   Json notes;
-  const std::map<std::string, Tensor> tensors = folder.read_shard(layer, &notes);
+  std::map<std::string, Tensor> tensors = folder.read_shard(layer, &notes);
   for (const LinearInfo& info : list_linears(spec_)) {
     if (info.layer != layer) continue;
     linears->push_back(packed_linear_from_tensors(info.name, notes.at("linears").at(info.name), tensors,
                                                   info.out_features, info.in_features,
                                                   folder.partial_path().string()));
   }
+  return tensors;
 }
 
 void QuantizationRun::write_rest(QuantizedFolder& folder, const Model& model) {
@@ -245,8 +254,7 @@ QuantizeResult QuantizationRun::run() {
     std::vector<PackedLinear> linears;
     std::vector<LinearResult> results;
     if (folder.has_shard(layer)) {
-      restore(folder, layer, &linears);
-      quantizer.replay(block, &float_block, linears);
+      quantizer.replay(block, &float_block, linears, restore(folder, layer, &linears));
       Json notes;
       folder.read_shard(layer, &notes);
       for (const Json& entry : notes.at("results"))
@@ -268,6 +276,7 @@ QuantizeResult QuantizationRun::run() {
       for (auto& [name, tensor] : quantized.tensors) {
         notes["tensors"].push_back(name);
         replaced_.insert(name);
+        if (options_.verify) digests[name] = sha256_hex({tensor.raw(), tensor.bytes()});
         entries.emplace(name, std::move(tensor));
       }
       folder.write_shard(layer, entries, notes);
@@ -280,7 +289,7 @@ QuantizeResult QuantizationRun::run() {
         }
       }
     }
-    record(linears);
+    record(linears, results);
     progress.update(static_cast<double>(layer + 1),
                     format_text("block {}/{}, mean relative error {:.2e}", layer + 1, spec_.layers,
                                 mean_output_error(results)));

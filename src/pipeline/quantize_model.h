@@ -51,6 +51,8 @@ struct LinearResult {
   std::string name;
   std::string format;
   int64_t weight_bits = 0, activation_bits = 0;
+  // "float", "per_token", "static"; "equalized_per_token", "equalized_static" after a transform.
+  std::string activations;
   int64_t outlier_columns = 0;
   double bits_per_weight = 0;
   double weight_error = 0;  // relative squared error of the weight

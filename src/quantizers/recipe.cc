@@ -12,6 +12,7 @@
 #include "io/printable.h"
 #include "quantizers/quantizer.h"
 #include "quantizers/recipes.h"
+#include "transforms/transform.h"
 
 namespace nibble {
 namespace {
@@ -91,6 +92,13 @@ std::vector<std::string> sensitivities() { return {"fisher", "hessian_diagonal",
 std::vector<std::string> lnq_hessians() { return {"plain", "guided"}; }
 std::vector<std::string> kmeans_solvers() { return {"exact", "lloyd"}; }
 std::vector<std::string> group_rankings() { return {"sensitivity", "range", "loss"}; }
+std::vector<std::string> scale_kinds() { return {"float", "integer", "two_level"}; }
+
+std::vector<std::string> transform_names() {
+  std::vector<std::string> names = {"none"};
+  for (const Transform* transform : all_transforms()) names.emplace_back(transform->name);
+  return names;
+}
 
 // Ranges refuse what cannot work, not what is unwise.
 std::span<const Field> fields() {
@@ -100,6 +108,7 @@ std::span<const Field> fields() {
       {"weight_bits", Width{&LinearSettings::weight_bits, {2, 3, 4, 8}}},
       {"activation_bits", Width{&LinearSettings::activation_bits, {4, 8, 16}}},
       {"group_size", Count{&LinearSettings::group_size, 0, 1 << 20}},
+      {"fit_groups", Switch{&LinearSettings::fit_groups}},
       {"outlier_columns", Count{&LinearSettings::outlier_columns, -1, 1 << 20}},
       {"outlier_scaling", Switch{&LinearSettings::outlier_scaling}},
       {"outlier_threshold", Amount{&LinearSettings::outlier_threshold, 0, 1e30}},
@@ -126,6 +135,13 @@ std::span<const Field> fields() {
       {"static_groups", Switch{&LinearSettings::static_groups}},
       {"asymmetric_calibration", Switch{&LinearSettings::asymmetric_calibration}},
       {"calibrate_on_codes", Switch{&LinearSettings::calibrate_on_codes}},
+      {"scale_kind", Choice{&LinearSettings::scale_kind, scale_kinds}},
+      {"scale_amplifier", Count{&LinearSettings::scale_amplifier, 0, 1 << 24}},
+      {"transform", Choice{&LinearSettings::transform, transform_names}},
+      {"static_limit", Amount{&LinearSettings::static_limit, 0, 1e30}},
+      {"per_token_limit", Amount{&LinearSettings::per_token_limit, 0, 1e30}},
+      {"smooth_alpha", Amount{&LinearSettings::smooth_alpha, 0, 1}},
+      {"fold_through_linear", Switch{&LinearSettings::fold_through_linear}},
   };
   return kFields;
 }
@@ -371,6 +387,57 @@ void LinearSettings::check(const std::string& source) const {
         "group_size 0",
         source);
   }
+  if (format == "dense") return;
+  const LinearFormat* stored = find_format(format);
+  NIBBLE_CHECK(stored != nullptr);  // one of the choices
+  if (scale_kind != "float" && !(stored->integer_scales && group_size > 0)) {
+    fail(
+        "{}: scale_kind \"{}\" with format \"{}\" and group_size {}; expected groups in a format with "
+        "integer "
+        "scales (group_int_a8)",
+        source, scale_kind, format, group_size);
+  }
+  if (scale_kind != "float" && !static_groups) {
+    fail("{}: scale_kind \"{}\" with static_groups false; integer scales are chosen before codes are", source,
+         scale_kind);
+  }
+  if (transform != "none" && asymmetric_calibration) {
+    fail("{}: transform \"{}\" with asymmetric_calibration; the float model's inputs are not transformed",
+         source, transform);
+  }
+  if ((scale_amplifier & (scale_amplifier - 1)) != 0 || (scale_amplifier != 0 && scale_kind != "integer")) {
+    fail("{}: scale_amplifier {} with scale_kind \"{}\"; expected 0, or a power of two with \"integer\"",
+         source, scale_amplifier, scale_kind);
+  }
+  if (static_limit > per_token_limit) {
+    fail("{}: static_limit {} is above per_token_limit {}", source, static_limit, per_token_limit);
+  }
+  if (transform != "none" && find_quantizer(quantizer).needs(*this).sensitivity) {
+    fail(
+        "{}: transform \"{}\" with quantizer \"{}\", whose sensitivities are those of the weights as they "
+        "were",
+        source, transform, quantizer);
+  }
+  if (const Transform* chosen = find_transform(transform);
+      chosen != nullptr && chosen->static_activations && !stored->static_activations) {
+    fail("{}: transform \"{}\" with format \"{}\", which has no static activation scales (group_int_a8 has)",
+         source, transform, format);
+  }
+}
+
+int64_t LinearSettings::group_size_for(int64_t columns) const {
+  constexpr int64_t kUnit = 32;  // formats have groups of whole multiples
+  if (!fit_groups) return group_size;
+  for (int64_t size = group_size; size >= kUnit && size % kUnit == 0; size /= 2) {
+    if (columns % size == 0) return size;
+  }
+  return group_size;
+}
+
+bool LinearSettings::same_transform(const LinearSettings& other) const {
+  return transform == other.transform && static_limit == other.static_limit &&
+         per_token_limit == other.per_token_limit && smooth_alpha == other.smooth_alpha &&
+         fold_through_linear == other.fold_through_linear;
 }
 
 Json LinearSettings::to_json() const {

@@ -20,6 +20,7 @@
 
 #include "io/json.h"
 #include "models/model_spec.h"
+#include "transforms/transform.h"
 
 namespace nibble {
 
@@ -32,6 +33,9 @@ struct LinearSettings {
   int64_t activation_bits = 4;  // 4, 8; 16: activations stay floats
   int64_t group_size = 0;       // 0: one scale per output row
   bool symmetric = true;        // else every row or group has a zero point
+  // Where group_size does not divide the inputs, half of it, and so on down to 32, if that does: 64 at 576
+  // inputs for 128. Else the last group is shorter.
+  bool fit_groups = false;
   // Outlier columns (QUIK): -1 by the rule of the contract (min(256, 32*ceil(hidden/512)) scaled by
   // floor(in/hidden) where outlier_scaling is set); 0 none; else that many before scaling.
   int64_t outlier_columns = 0;
@@ -51,7 +55,7 @@ struct LinearSettings {
   bool static_groups = true;
   // mixed_precision: which groups of columns get 4 bits (mixed_selection.h).
   std::string group_ranking = "sensitivity";
-  double sparse_percent = 0;  // mixed_precision: weights of the other groups kept in 16 bit
+  double sparse_percent = 0;           // mixed_precision: weights of the other groups kept in 16 bit
   bool calibrate_on_quantized = true;  // statistics from the already quantized earlier layers
   // Quantizers that weigh by the gradients of the loss: calibration sequences used for them (of the whole
   // model: the defaults' value counts), and runs of output rows with a Hessian of their own.
@@ -78,6 +82,26 @@ struct LinearSettings {
   bool asymmetric_calibration = false;
   // Calibration runs through the packed linears with their quantized activations; else through their weights.
   bool calibrate_on_codes = false;
+  // Group scales: "float", "integer" (times a power of two, the amplifier; 0: the largest that fits) or
+  // "two_level" (a float per row times small integers); for formats that sum whole rows in integers.
+  std::string scale_kind = "float";
+  int64_t scale_amplifier = 0;
+  // What is done to a linear group's input before anything is quantized (src/transforms): "none",
+  // "log_equalization", "smoothquant". Members of a group must agree on these.
+  std::string transform = "none";
+  double static_limit = 15.0;      // log_equalization: largest |x| up to which a static scale is taken as is
+  double per_token_limit = 150.0;  // from which on scales are per token; equalized in between
+  double smooth_alpha = 0.5;       // smoothquant: how much of the range moves into the weights
+  // Also fold factors into the linear in front (v_proj, up_proj) where no norm is.
+  bool fold_through_linear = false;
+
+  // The group size for this many integer columns.
+  int64_t group_size_for(int64_t columns) const;
+  TransformSettings transform_settings() const {
+    return {.static_limit = static_limit, .per_token_limit = per_token_limit, .smooth_alpha = smooth_alpha};
+  }
+  // Whether linears with these and the other settings can share what a transform does to their input.
+  bool same_transform(const LinearSettings& other) const;
 
   // Sets one field. Throws UsageError naming `source`, field, value and the allowed ones for an unknown field
   // or a value out of its range; nothing is changed then.

@@ -127,6 +127,9 @@ const std::array kRecipes = {
     BuiltinRecipe{"rtn-w3a16", kRtnW3A16},
     BuiltinRecipe{"gptq-w4a16-g128", kGptqW4A16},
     BuiltinRecipe{"gptq-w3a16", kGptqW3A16},
+    BuiltinRecipe{"fptq", kFptq},
+    BuiltinRecipe{"w4a8-g128", kW4A8G128},
+    BuiltinRecipe{"smoothquant-w8a8", kSmoothQuantW8A8},
 };
 
 }  // namespace

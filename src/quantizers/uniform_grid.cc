@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "quantizers/clip_search.h"
+#include "quantizers/integer_scales.h"
 
 namespace nibble {
 namespace {
@@ -119,7 +120,8 @@ UniformGrid grid_shape(const LinearSettings& settings, int64_t count) {
   NIBBLE_CHECK(settings.weight_bits >= 2 && settings.weight_bits <= 8);
   grid.highest = static_cast<float>((1 << (settings.weight_bits - 1)) - 1);
   grid.lowest = -grid.highest - 1;
-  grid.group_size = settings.group_size > 0 ? std::min(settings.group_size, count) : count;
+  const int64_t group_size = settings.group_size_for(count);
+  grid.group_size = group_size > 0 ? std::min(group_size, count) : count;
   grid.groups = (count + grid.group_size - 1) / grid.group_size;
   return grid;
 }
@@ -140,13 +142,15 @@ UniformGrid choose_grid(const QuantizerInput& input, std::span<const int32_t> co
       for (int64_t i = 0; i < count; ++i) row[i] = weights[columns[i]];
       for (int64_t group = 0; group < grid.groups; ++group) {
         const int64_t first = group * grid.group_size;
-        const GridStep step = choose_grid_step(row.data() + first, std::min(grid.group_size, count - first),
-                                               settings, input.f16_scales, padded.data());
+        const GridStep step =
+            choose_grid_step(row.data() + first, std::min(grid.group_size, count - first), settings,
+                             input.f16_scales && settings.scale_kind == "float", padded.data());
         grid.scales[n * grid.groups + group] = step.scale;
         if (!settings.symmetric) grid.zeros[n * grid.groups + group] = step.zero;
       }
     }
   });
+  make_integer_scales(input, count, &grid);
   return grid;
 }
 
@@ -156,14 +160,18 @@ QuantizedWeight uniform_sample(const LinearSettings& settings, int64_t out_featu
                             .in_features = in_features,
                             .weight_bits = static_cast<int>(settings.weight_bits),
                             .activation_bits = static_cast<int>(settings.activation_bits),
-                            .group_size = settings.group_size,
                             .outlier_columns = std::move(outlier_columns)};
   const int64_t columns = sample.integer_columns();
-  const int64_t groups =
-      settings.group_size > 0 ? (columns + settings.group_size - 1) / settings.group_size : 1;
+  sample.group_size = settings.group_size_for(columns);
+  const int64_t groups = sample.group_size > 0 ? (columns + sample.group_size - 1) / sample.group_size : 1;
   sample.codes.assign(static_cast<size_t>(out_features * columns), 0);
   sample.scales.assign(static_cast<size_t>(out_features * groups), 1.0f);
   if (!settings.symmetric) sample.zeros.assign(sample.scales.size(), 0.0f);
+  if (settings.scale_kind != "float") {
+    sample.scale_multipliers.assign(sample.scales.size(), 1);
+    sample.row_scales.assign(static_cast<size_t>(out_features), 1.0f);
+    if (settings.scale_kind == "integer") sample.scale_amplifier = 1;
+  }
   sample.outlier_weights.assign(static_cast<size_t>(out_features) * sample.outlier_columns.size(), 0.0f);
   return sample;
 }
@@ -174,9 +182,12 @@ QuantizedWeight begin_result(const QuantizerInput& input, const UniformGrid& gri
   result.in_features = input.in_features;
   result.weight_bits = static_cast<int>(input.settings->weight_bits);
   result.activation_bits = static_cast<int>(input.settings->activation_bits);
-  result.group_size = input.settings->group_size;
+  result.group_size = input.settings->group_size_for(integer_columns);
   result.scales = grid.scales;
   result.zeros = grid.zeros;
+  result.scale_multipliers = grid.multipliers;
+  result.row_scales = grid.row_scales;
+  result.scale_amplifier = grid.amplifier;
   result.outlier_columns = input.outlier_columns;
   result.codes.resize(static_cast<size_t>(input.out_features * integer_columns));
   result.outlier_weights.resize(static_cast<size_t>(input.out_features) * input.outlier_columns.size());

@@ -19,6 +19,10 @@ struct UniformGrid {
   int64_t groups = 1;         // the last one may be shorter
   std::vector<float> scales;  // [n, groups], every one positive and normal
   std::vector<float> zeros;   // [n, groups], integers in [lowest, highest]; empty when symmetric
+  // Where the settings ask for integer scales; see QuantizedWeight.
+  std::vector<int32_t> multipliers;
+  std::vector<float> row_scales;
+  int64_t amplifier = 0;
 
   float zero(int64_t index) const { return zeros.empty() ? 0.0f : zeros[index]; }
 };
@@ -59,8 +63,9 @@ GridStep choose_grid_step(const float* weights, int64_t count, const LinearSetti
 // Lowest and highest code, group size and number of groups for `count` integer columns; nothing else.
 UniformGrid grid_shape(const LinearSettings& settings, int64_t count);
 
-// choose_grid_step() for every row, or for every group of settings.group_size consecutive integer columns of
-// it.
+// choose_grid_step() for every row, or for every group of settings.group_size_for() consecutive integer
+// columns of it. Scales are then made integers where settings.scale_kind says so; codes are to be chosen for
+// the scales as they are here.
 UniformGrid choose_grid(const QuantizerInput& input, std::span<const int32_t> columns, ThreadPool& pool);
 
 // A result with everything but codes and outlier weights, which have their final size.

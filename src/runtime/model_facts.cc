@@ -13,12 +13,24 @@ double stored_bytes(const Checkpoint& checkpoint, const PackedLinear& packed) {
   return static_cast<double>(source != nullptr ? source->stored_bytes : packed.weight_bytes());
 }
 
+// "static", "per_token", ...: what the folder notes of a linear's activations.
+std::string activations_of(const Checkpoint& checkpoint, const std::string& name) {
+  if (checkpoint.kind() != CheckpointKind::kNibble) return "";
+  const Json& quantization = checkpoint.config().at("quantization_config");
+  const auto linears = quantization.find("linears");
+  if (linears == quantization.end()) return "";
+  const auto entry = linears->find(name);
+  if (entry == linears->end()) return "";
+  return json_string(*entry, "activations", "", checkpoint.path().string() + ": linear '" + name + "'");
+}
+
 LinearFacts describe(const Checkpoint& checkpoint, const PackedLinear& packed, const LinearKernel* kernel) {
   LinearFacts facts;
   facts.name = packed.name;
   facts.format = packed.format->name;
   facts.kernel = kernel == nullptr ? "" : kernel->name;
   facts.arithmetic = packed.format->arithmetic(packed);
+  facts.activations = activations_of(checkpoint, packed.name);
   facts.out_features = packed.out_features;
   facts.in_features = packed.in_features;
   facts.bits = packed.format->code_bits(packed);

@@ -14,6 +14,7 @@ namespace nibble {
 
 struct LinearFacts {
   std::string name, format, kernel, arithmetic;
+  std::string activations;  // as quantization chose them; empty where the checkpoint does not say
   int64_t out_features = 0, in_features = 0;
   int bits = 0;  // of the codes
   int64_t outlier_columns = 0, sparse_values = 0;

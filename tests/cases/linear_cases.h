@@ -105,12 +105,19 @@ struct WeightSpec {
   int activation_bits = 16;
   int64_t group_size = 0;
   bool zeros = false;
-  bool pruned = false;  // 2:4
+  // Integer group scales times a float per row, and the same with an amplifier in its place.
+  enum class Scales { kFloat, kTwoLevel, kAmplified } scales = Scales::kFloat;
+  float activation_scale = 0;  // static; 0: per token
+  bool pruned = false;         // 2:4
 
   std::string name() const {
     return "w" + std::to_string(weight_bits) + "a" + std::to_string(activation_bits) +
            (group_size > 0 ? "g" + std::to_string(group_size) : "") + (zeros ? "z" : "") +
-           (pruned ? "s" : "");
+           (pruned ? "s" : "") +
+           (scales == Scales::kTwoLevel    ? " two-level"
+            : scales == Scales::kAmplified ? " amplified"
+                                           : "") +
+           (activation_scale > 0 ? " static" : "");
   }
 };
 
@@ -145,6 +152,23 @@ inline QuantizedWeight make_weight(const LinearCase& shape, const WeightSpec& sp
   // Rounded to 16 bits, which a format may use to store them.
   for (float& value : weight.scales) value = f16_to_float(float_to_f16(scale(generator)));
   if (special_rows) weight.scales[2 * groups] = 0.0f;
+  weight.activation_scale = spec.activation_scale;
+  if (spec.scales != WeightSpec::Scales::kFloat) {
+    // As large as the INT32 sum of a row of largest codes holds.
+    const int64_t room = ((int64_t{1} << 31) - 1) / (127 * limit * k_int);
+    std::uniform_int_distribution<int> multiplier(1, static_cast<int>(room < 255 ? room : 255));
+    if (spec.scales == WeightSpec::Scales::kAmplified) weight.scale_amplifier = 1024;
+    for (int64_t row = 0; row < shape.n; ++row) {
+      weight.row_scales.push_back(spec.scales == WeightSpec::Scales::kAmplified ? 0x1p-10f
+                                                                                : scale(generator) / 255);
+      for (int64_t group = 0; group < groups; ++group) {
+        const bool zero = special_rows && row == 2 && group == 0;
+        weight.scale_multipliers.push_back(zero ? 0 : multiplier(generator));
+        weight.scales[row * groups + group] =
+            weight.row_scales.back() * static_cast<float>(weight.scale_multipliers.back());
+      }
+    }
+  }
   if (spec.zeros) {
     std::uniform_int_distribution<int> zero(-limit, limit - 1);
     weight.zeros.resize(weight.scales.size());
@@ -278,8 +302,8 @@ inline QuantizedWeight make_mixed_weight(const LinearCase& shape, double sparse_
 }
 
 // [tokens, k]. `activation_bits` shapes the kTies tokens: their quotients x/s lie exactly halfway between
-// integers.
-inline std::vector<float> make_input(const LinearCase& shape, int activation_bits) {
+// integers; `symmetric` grids reach from -(2^b - 1) / 2 to as much above.
+inline std::vector<float> make_input(const LinearCase& shape, int activation_bits, bool symmetric = false) {
   std::vector<float> x = normal_floats(static_cast<size_t>(shape.tokens * shape.k),
                                        static_cast<uint32_t>(shape.k * 13 + shape.tokens));
   const std::vector<int32_t> outliers = spread_columns(shape.k, shape.outliers);
@@ -300,7 +324,7 @@ inline std::vector<float> make_input(const LinearCase& shape, int activation_bit
         break;
       case Token::kTies: {
         // With the whole range present, s is exactly `step`; other values are odd multiples of step / 2.
-        const int levels = (1 << (activation_bits == 4 ? 4 : 8)) - 1;
+        const int levels = (1 << (activation_bits == 4 ? 4 : 8)) - (symmetric ? 2 : 1);
         const float step = 0.125f;
         for (int64_t j = 0; j < shape.k; ++j) {
           const int64_t halves = (t * 3 + j * 5) % (2 * levels) - levels;
@@ -341,6 +365,7 @@ struct Subject {
   std::string name;  // "quik w4a4"
   int activation_bits = 16;
   bool outliers = false;  // keeps outlier columns; else every column is an integer (or float) one
+  bool symmetric_activations = false;  // signed codes: max|x| / 127 or a static step, no zero point
   std::function<PackedLinear(const LinearCase&, const std::string& name)> make;
   // The codes that were packed, for formats that hold codes.
   std::function<QuantizedWeight(const LinearCase&)> weight;
@@ -418,6 +443,7 @@ inline Subject coded_subject(const LinearFormat* format, const WeightSpec& spec,
           std::string(format->name) + " " + spec.name(),
           spec.activation_bits,
           outliers,
+          std::string_view(format->name) == "group_int_a8",
           [format, weight](const LinearCase& shape, const std::string& name) {
             return format->pack(weight(shape), name);
           },
@@ -456,6 +482,7 @@ inline std::vector<Subject> subjects() {
             return make_codebook_weight(shape, bits, sparse);
           };
           all.push_back({format, name + " w" + std::to_string(bits) + (sparse ? " sparse" : ""), 16, false,
+                         false,
                          [format, weight](const LinearCase& shape, const std::string& linear) {
                            return format->pack(weight(shape), linear);
                          },
@@ -465,15 +492,28 @@ inline std::vector<Subject> subjects() {
     } else if (name == "mixed_2_4_16") {
       for (const double share : {0.0, 0.02}) {
         const auto weight = [share](const LinearCase& shape) { return make_mixed_weight(shape, share); };
-        all.push_back({format, share > 0 ? name + " sparse" : name, 16, false,
+        all.push_back({format, share > 0 ? name + " sparse" : name, 16, false, false,
                        [format, weight](const LinearCase& shape, const std::string& linear) {
                          return format->pack(weight(shape), linear);
                        },
                        weight});
       }
+    } else if (name == "group_int_a8") {
+      using Scales = WeightSpec::Scales;
+      // Steps of the static grid at which kTies tokens lie halfway, and outlier columns beyond the grid.
+      constexpr float kStep = 0.125f;
+      for (const WeightSpec& spec :
+           {WeightSpec{4, 8, 128}, WeightSpec{4, 8, 32}, WeightSpec{4, 8, 64, false, Scales::kFloat, kStep},
+            WeightSpec{4, 8, 0}, WeightSpec{8, 8, 0}, WeightSpec{8, 8, 128, false, Scales::kFloat, kStep},
+            WeightSpec{4, 8, 128, false, Scales::kTwoLevel},
+            WeightSpec{4, 8, 64, false, Scales::kAmplified, kStep},
+            WeightSpec{8, 8, 32, false, Scales::kTwoLevel},
+            WeightSpec{8, 8, 96, false, Scales::kAmplified}}) {
+        all.push_back(coded_subject(format, spec, false));
+      }
     } else if (name == "dense") {
       for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
-        all.push_back({format, name + " " + std::string(dtype_name(dtype)), 16, false,
+        all.push_back({format, name + " " + std::string(dtype_name(dtype)), 16, false, false,
                        [format, dtype](const LinearCase& shape, const std::string& linear) {
                          return make_dense(format, dtype, shape, linear);
                        },

@@ -191,6 +191,95 @@ TEST(Quantize, AnInterruptedRunIsResumedToTheSameResult) {
   }
 }
 
+// What becomes of the activations of each linear is in the result and in the folder, norms take up the
+// factors, and the model is still the same model.
+TEST(Quantize, TransformsAreFoldedIntoTheModel) {
+  const TemporaryFolder folder;
+  const auto kinds_of = [](const Json& linears) {
+    std::map<std::string, std::string> kinds;
+    for (const Json& linear : linears) {
+      const std::string name = linear.at("name");
+      std::string& kind = kinds[name.substr(name.rfind('.') + 1)];
+      EXPECT_TRUE(kind.empty() || kind == linear.at("activations")) << name;
+      kind = linear.at("activations");
+    }
+    return kinds;
+  };
+  const auto divergence = [&](const fs::path& model) {
+    return nibble_json({"perplexity", model, "-f", fixture("text/valid.txt"), "-c", "256", "--chunks", "4",
+                        "--no-special", "--reference", fixture("llama_outliers")})
+        .at("kl_divergence")
+        .get<double>();
+  };
+  using Kinds = std::map<std::string, std::string>;
+  const std::string equalized = "equalized_static", token = "per_token";
+
+  // Outlier channels beyond 150 everywhere but behind attention: FPTQ's rule leaves all that per token.
+  Json result =
+      nibble_json(quantize_arguments(folder / "fptq", "fptq", {"--embedding-bits", "16", "--verify"}));
+  EXPECT_EQ(kinds_of(result.at("linears")), (Kinds{{"q_proj", token},
+                                                   {"k_proj", token},
+                                                   {"v_proj", token},
+                                                   {"o_proj", "static"},
+                                                   {"gate_proj", token},
+                                                   {"up_proj", token},
+                                                   {"down_proj", token}}));
+  EXPECT_EQ(kinds_of(nibble_json({"inspect", folder / "fptq"}).at("linears")),
+            kinds_of(result.at("linears")));
+
+  result = nibble_json(quantize_arguments(
+      folder / "norms", "fptq", {"--embedding-bits", "16", "--verify", "--set", "per_token_limit=1e9"}));
+  EXPECT_EQ(kinds_of(result.at("linears")), (Kinds{{"q_proj", equalized},
+                                                   {"k_proj", equalized},
+                                                   {"v_proj", equalized},
+                                                   {"o_proj", "static"},
+                                                   {"gate_proj", equalized},
+                                                   {"up_proj", equalized},
+                                                   {"down_proj", token}}));
+  result = nibble_json(quantize_arguments(folder / "linears", "fptq",
+                                          {"--embedding-bits", "16", "--verify", "--set",
+                                           "per_token_limit=1e9", "--set", "fold_through_linear=true"}));
+  EXPECT_EQ(kinds_of(result.at("linears")).at("down_proj"), equalized);
+  // Each step loses less: 0.33, 0.14 and 0.09 when all windows are measured.
+  const double plain = divergence(folder / "fptq"), norms = divergence(folder / "norms");
+  EXPECT_LT(norms, 0.6 * plain);
+  EXPECT_LT(divergence(folder / "linears"), 0.8 * norms);
+
+  result = nibble_json(quantize_arguments(folder / "smooth", "smoothquant-w8a8", {"--embedding-bits", "16"}));
+  EXPECT_EQ(kinds_of(result.at("linears")).at("q_proj"), "equalized_per_token");
+  EXPECT_EQ(kinds_of(result.at("linears")).at("down_proj"), token);
+  nibble_json(quantize_arguments(folder / "rough", "smoothquant-w8a8",
+                                 {"--embedding-bits", "16", "--set", "transform=none"}));
+  EXPECT_LT(divergence(folder / "smooth"), 0.5 * divergence(folder / "rough"));
+}
+
+// Norms that took up factors are restored before the calibration states move on; so are linears that stay
+// dense behind them.
+TEST(Quantize, AnInterruptedTransformIsResumedToTheSameResult) {
+  const TemporaryFolder folder;
+  const std::vector<std::string> more = {"--calib-sequences",
+                                         "32",
+                                         "--set",
+                                         "transform=smoothquant",
+                                         "--set",
+                                         "fold_through_linear=true",
+                                         "--set",
+                                         "k.format=dense",
+                                         "--set",
+                                         "k.quantizer=none"};
+  nibble_json(quantize_arguments(folder / "whole", "w4a8-g128", more));
+  const fs::path output = folder / "interrupted";
+  Running running(quantize_arguments(output, "w4a8-g128", more));
+  running.wait_for_error_text("block 1/3");
+  running.send(SIGKILL);
+  EXPECT_EQ(running.finish().code, 128 + SIGKILL);
+  ASSERT_FALSE(fs::exists(output)) << "the run ended before the signal came";
+  std::vector<std::string> resume = more;
+  resume.push_back("--resume");
+  EXPECT_GE(nibble_json(quantize_arguments(output, "w4a8-g128", resume)).at("resumed_blocks"), 1);
+  EXPECT_TRUE(weight_files(output) == weight_files(folder / "whole"));
+}
+
 TEST(Quantize, ExistingOutputIsReplacedOnlyWhenAsked) {
   const TemporaryFolder folder;
   const fs::path output = folder / "out";
@@ -283,6 +372,19 @@ INSTANTIATE_TEST_SUITE_P(
                 {"MODEL", "-o", "OUT", "--calib-random", "--set", "weight_bits=5"},
                 2,
                 "weight_bits"},
+        Refusal{"TransformsThatDisagree",
+                {"MODEL", "-o", "OUT", "--recipe", "fptq", "--calib-random", "--set", "v.transform=none"},
+                1,
+                "k_proj and model.layers.0.self_attn.v_proj"},
+        Refusal{"TransformWithoutCalibration",
+                {"MODEL", "-o", "OUT", "--recipe", "fptq"},
+                2,
+                "needs calibration"},
+        Refusal{"StaticScaleThatTheFormatLacks",
+                {"MODEL", "-o", "OUT", "--recipe", "quik-4b", "--calib-random", "--set",
+                 "transform=log_equalization"},
+                1,
+                "static activation scales"},
         Refusal{
             "UnknownFormat", {"MODEL", "-o", "OUT", "--calib-random", "--set", "format=quick"}, 2, "quick"},
         Refusal{"EmbeddingBits",

@@ -14,12 +14,12 @@
 
 namespace {
 
-constexpr const char* kParameters[] = {"weight_bits",     "sparse_values",   "group_size",
-                                       "activation_bits", "outlier_columns", "other"};
+constexpr const char* kParameters[] = {"weight_bits",     "sparse_values", "group_size", "activation_bits",
+                                       "outlier_columns", "other",         "scale_kind", "amplifier"};
 constexpr const char* kSuffixes[] = {
-    "codes",  "codebooks", "sparse_offsets", "sparse_columns",  "sparse_values",
-    "bias",   "scales",    "zeros",          "outlier_columns", "outlier_weights",
-    "weight", "other",     "positions",      "integer_columns"};
+    "codes",     "codebooks",       "sparse_offsets",  "sparse_columns",  "sparse_values",   "bias",
+    "scales",    "zeros",           "outlier_columns", "outlier_weights", "weight",          "other",
+    "positions", "integer_columns", "multipliers",     "row_scales",      "activation_scale"};
 constexpr nibble::DType kTypes[] = {nibble::DType::kU8,  nibble::DType::kI8,  nibble::DType::kU16,
                                     nibble::DType::kU32, nibble::DType::kI32, nibble::DType::kF16,
                                     nibble::DType::kF32, nibble::DType::kBF16};
@@ -174,6 +174,21 @@ std::vector<std::string> fuzz_seeds() {
       if (i % 38 % 2 != 0) weight.codes[i] = 0;
     }
     seeds.push_back(written(find_format("quik_sparse")->pack(weight, "seed")));
+  }
+  for (const int bits : {4, 8}) {
+    QuantizedWeight weight = {
+        .out_features = 5, .in_features = 75, .weight_bits = bits, .activation_bits = 8, .group_size = 32};
+    for (int i = 0; i < 5 * 75; ++i)
+      weight.codes.push_back(static_cast<int8_t>(i * 7 % (1 << bits) - (1 << (bits - 1))));
+    weight.scales.assign(15, 0.25f);
+    seeds.push_back(written(find_format("group_int_a8")->pack(weight, "seed")));
+    weight.activation_scale = 0.5f;
+    weight.scale_multipliers.assign(15, 200);
+    weight.row_scales.assign(5, 0.125f);
+    seeds.push_back(written(find_format("group_int_a8")->pack(weight, "seed")));
+    weight.scale_amplifier = 64;
+    weight.bias.assign(5, 1.0f);
+    seeds.push_back(written(find_format("group_int_a8")->pack(weight, "seed")));
   }
   return seeds;
 }
