@@ -2,9 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <fstream>
 #include <limits>
+#include <thread>
 
 #include "io/safetensors.h"
 #include "program.h"
@@ -297,6 +299,43 @@ TEST(Quantize, ExistingOutputIsReplacedOnlyWhenAsked) {
   EXPECT_TRUE(fs::exists(folder / "precious" / "inside"));
 }
 
+// The same where the signal comes during the backward pass: blocks whose gradients are on the disk are not
+// measured again, and nothing of them is left in the end.
+TEST(Quantize, AnInterruptedBackwardPassIsResumedToTheSameResult) {
+  const TemporaryFolder folder;
+  const std::vector<std::string> sequences = {"--calib-sequences", "32"};
+  nibble_json(quantize_arguments(folder / "whole", "squeezellm-3b-sparse", sequences));
+  const fs::path output = folder / "interrupted";
+  const fs::path partial = output.string() + ".partial";
+  for (const int signal : {SIGINT, SIGKILL}) {
+    SCOPED_TRACE(signal);
+    Running running(quantize_arguments(output, "squeezellm-3b-sparse", sequences));
+    running.wait_for_error_text("forward 1/3");
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(2);
+    while (!fs::exists(partial / "sensitivity-gradient.safetensors")) {
+      ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    running.send(signal);
+    EXPECT_EQ(running.finish().code, signal == SIGINT ? 130 : 128 + SIGKILL);
+    const fs::path last_block = partial / "sensitivity-00002.safetensors";
+    ASSERT_TRUE(fs::exists(last_block)) << "the run ended before the signal came";
+    // Damage shows that it is read: measured anew it would be replaced.
+    const std::string kept = read_file(last_block);
+    fs::resize_file(last_block, kept.size() - 1);
+    const Result damaged =
+        nibble(quantize_arguments(output, "squeezellm-3b-sparse", {"--calib-sequences", "32", "--resume"}));
+    EXPECT_EQ(damaged.code, 1);
+    EXPECT_NE(damaged.err.find("sensitivity-00002.safetensors"), std::string::npos) << damaged.err;
+    std::ofstream(last_block, std::ios::binary) << kept;
+
+    nibble_json(quantize_arguments(output, "squeezellm-3b-sparse", {"--calib-sequences", "32", "--resume"}));
+    EXPECT_TRUE(weight_files(output) == weight_files(folder / "whole"));
+    EXPECT_FALSE(fs::exists(partial));
+    fs::remove_all(output);
+  }
+}
+
 TEST(Quantize, DryRunForecastsAndWritesNothing) {
   const TemporaryFolder folder;
   const fs::path output = folder / "out";
@@ -309,6 +348,16 @@ TEST(Quantize, DryRunForecastsAndWritesNothing) {
               0.01);
   EXPECT_NEAR(forecast.at("output_bytes").get<double>() / result.at("output_bytes").get<double>(), 1.0, 0.03);
   EXPECT_GT(forecast.at("seconds"), 0.0);
+  EXPECT_EQ(forecast.at("sensitivity_sequences"), 0);
+  EXPECT_EQ(forecast.at("temporary_bytes"), 0.0);
+
+  // The store of a recipe that wants gradients: at least 4 bytes for each of 3 x 589824 weights.
+  const Json gradients = nibble_json(quantize_arguments(
+      output, "squeezellm-3b",
+      {"--dry-run", "--force", "--calib-sequences", "4", "--set", "sensitivity_sequences=3"}));
+  EXPECT_EQ(gradients.at("sensitivity_sequences"), 3);
+  EXPECT_GT(gradients.at("sensitivity_seconds"), 0.0);
+  EXPECT_GE(gradients.at("temporary_bytes"), 3 * 589824 * 4.0);
 }
 
 struct Refusal {
