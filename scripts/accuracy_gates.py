@@ -30,11 +30,14 @@ REFERENCE = ROOT / "bench" / "reference" / "accuracy.json"
 TEXT_CHARACTERS = 200_000
 RECIPE_ORDER = ["quik-8b", "quik-4b", "rtn-w4a4", "quik-4b-gptaq", "gptq-w4a16-g128", "rtn-w4a16-g128", "gptq-w3a16", "rtn-w3a16",
                 "quik-8b-sparse", "quik-4b-sparse", "w4a4-hadamard",
-                "mixed-2-4-16", "mixed-2-4", "fptq"]
+                "mixed-2-4-16", "mixed-2-4", "fptq", "squeezellm-4b-sparse",
+                "squeezellm-4b", "squeezellm-3b-lnq", "squeezellm-3b-sparse", "squeezellm-3b"]
 # Within each, KL must rise.
 KL_ORDERS = [["quik-8b", "quik-4b", "rtn-w4a4"], ["quik-4b-gptaq", "quik-4b"], ["gptq-w4a16-g128", "rtn-w4a16-g128"],
              ["gptq-w3a16", "rtn-w3a16"], ["quik-8b-sparse", "quik-4b-sparse"], ["quik-4b", "w4a4-hadamard", "rtn-w4a4"],
-             ["mixed-2-4-16", "mixed-2-4"], ["quik-8b", "fptq"]]
+             ["mixed-2-4-16", "mixed-2-4"], ["quik-8b", "fptq"],
+             ["squeezellm-4b-sparse", "squeezellm-4b", "squeezellm-3b-sparse", "squeezellm-3b"],
+             ["squeezellm-3b-lnq", "squeezellm-3b"], ["squeezellm-3b-sparse", "gptq-w3a16"]]
 
 
 def model_path(name):

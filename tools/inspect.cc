@@ -75,7 +75,7 @@ void print_linears(const ModelFacts& report, bool kernels) {
   struct Row {
     const LinearFacts* first;
     int64_t count = 0;
-    double bytes = 0, weights = 0;
+    double bytes = 0, weights = 0, sparse = 0;
   };
   std::vector<Row> rows;
   std::map<std::string, size_t> index;
@@ -86,25 +86,26 @@ void print_linears(const ModelFacts& report, bool kernels) {
     const std::string key =
         format_text("{}|{}|{}|{}|{}|{}|{}x{}|{}|{}", role, linear.format, linear.bits, linear.kernel,
                     linear.arithmetic, linear.activations, linear.out_features, linear.in_features,
-                    linear.outlier_columns, linear.sparse_values);
+                    linear.outlier_columns, linear.sparse_values > 0);
     const auto [found, inserted] = index.emplace(key, rows.size());
     if (inserted) rows.push_back({.first = &linear});
     Row& row = rows[found->second];
     ++row.count;
     row.bytes += linear.stored_bytes;
     row.weights += linear.weights();
+    row.sparse += static_cast<double>(linear.sparse_values);
   }
-  write_output(format_text("\n{:>5}  {:<12} {:>13}  {:<12} {:>5}  {:<22} {:<19} {:>8} {:>7}  {}\n", "count",
-                           "linear", "out x in", "format", "bits", "arithmetic", "activations", "outliers",
-                           "b/w", "kernel"));
+  write_output(format_text("\n{:>5}  {:<12} {:>13}  {:<12} {:>5}  {:<22} {:<19} {:>8} {:>8} {:>7}  {}\n",
+                           "count", "linear", "out x in", "format", "bits", "arithmetic", "activations",
+                           "outliers", "sparse %", "b/w", "kernel"));
   for (const Row& row : rows) {
     const LinearFacts& linear = *row.first;
-    write_output(format_text("{:>5}  {:<12} {:>13}  {:<12} {:>5}  {:<22} {:<19} {:>8} {:>7.3f}  {}\n",
-                             row.count, linear.name.substr(linear.name.rfind('.') + 1),
-                             format_text("{}x{}", linear.out_features, linear.in_features), linear.format,
-                             linear.bits, linear.arithmetic,
-                             linear.activations.empty() ? "-" : linear.activations, linear.outlier_columns,
-                             8 * row.bytes / row.weights, linear.kernel));
+    write_output(format_text(
+        "{:>5}  {:<12} {:>13}  {:<12} {:>5}  {:<22} {:<19} {:>8} {:>8.2f} {:>7.3f}  {}\n", row.count,
+        linear.name.substr(linear.name.rfind('.') + 1),
+        format_text("{}x{}", linear.out_features, linear.in_features), linear.format, linear.bits,
+        linear.arithmetic, linear.activations.empty() ? "-" : linear.activations, linear.outlier_columns,
+        100 * row.sparse / row.weights, 8 * row.bytes / row.weights, linear.kernel));
     if (!kernels) continue;
     for (const auto& [kernel, reason] : linear.refused)
       write_output(format_text("{:>21} not {}: {}\n", "", kernel, reason));

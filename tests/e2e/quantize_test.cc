@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <fstream>
 #include <limits>
+#include <set>
 #include <thread>
 
 #include "io/safetensors.h"
@@ -142,6 +144,33 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(RandomModel{.hidden = 56, .intermediate = 136, .heads = 7, .kv_heads = 7, .head_dim = 8},
                     RandomModel{
                         .hidden = 88, .intermediate = 104, .heads = 2, .kv_heads = 1, .head_dim = 40}));
+
+TEST(Quantize, SparseValuesAreCountedByLinear) {
+  const TemporaryFolder folder;
+  const fs::path output = folder / "sparse";
+  // One sequence for the gradients: how good the choice is does not matter here.
+  nibble_json(quantize_arguments(output, "squeezellm-3b-sparse",
+                                 {"--calib-sequences", "1", "--embedding-bits", "16", "--verify"}));
+  double sparse = 0, weights = 0;
+  std::set<double> shares;
+  const Json inspected = nibble_json({"inspect", output});
+  for (const Json& linear : inspected.at("linears")) {
+    EXPECT_EQ(linear.at("format"), "squeezellm");
+    EXPECT_EQ(linear.at("bits"), 3);
+    EXPECT_EQ(linear.at("arithmetic"), "lut3xf32->f32");
+    const double own = linear.at("out_features").get<double>() * linear.at("in_features").get<double>();
+    const double values = linear.at("sparse_values");
+    EXPECT_GE(values, std::floor(0.0005 * own)) << linear.at("name");
+    shares.insert(values / own);
+    sparse += values;
+    weights += own;
+  }
+  // 0.05 % of each and 0.40 % of the model; one and the same weight may be both.
+  EXPECT_GT(sparse / weights, 0.0040);
+  EXPECT_LE(sparse / weights, 0.0045);
+  // The larger part is shared out over the model, not taken from each linear alike.
+  EXPECT_GT(*shares.rbegin(), 2 * *shares.begin());
+}
 
 TEST(Quantize, ThreadsDoNotChangeTheResult) {
   const TemporaryFolder folder;
