@@ -133,7 +133,8 @@ struct KernelChoice {
   const LinearKernel* kernel = nullptr;
   std::vector<std::pair<const LinearKernel*, std::string>> refused;
 };
-// NIBBLE_KERNEL=<kernel> chooses that kernel for its format. Throws Error when no kernel of the format accepts.
+// NIBBLE_KERNEL=<kernel> chooses that kernel for its format. Throws Error when no kernel of the format
+// accepts.
 KernelChoice choose_kernel(const Problem& problem);
 
 }  // namespace nibble

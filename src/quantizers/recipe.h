@@ -47,7 +47,7 @@ struct LinearSettings {
   std::string column_order = "ascending";
   // mixed_precision: which groups of columns get 4 bits (mixed_selection.h).
   std::string group_ranking = "sensitivity";
-  double sparse_percent = 0;  // mixed_precision: weights of the other groups kept in 16 bit
+  double sparse_percent = 0;           // mixed_precision: weights of the other groups kept in 16 bit
   bool calibrate_on_quantized = true;  // statistics from the already quantized earlier layers
 
   // Sets one field. Throws UsageError naming `source`, field, value and the allowed ones for an unknown field

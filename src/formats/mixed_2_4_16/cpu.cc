@@ -104,8 +104,8 @@ class CpuOp final : public LinearOp {
         }
         const int64_t end = std::min(piece.layout.tiles, (task + 1) * gemv_tiles_);
         for (int64_t tile = task * gemv_tiles_; tile < end; ++tile) {
-          for (int64_t t = 0; t < tokens; t += kMixedGemvTokens) {
-            kernels_.gemv(piece.layout, tile, integers.data() + t, std::min(kMixedGemvTokens, tokens - t),
+          for (int64_t t = 0; t < tokens; t += kernels_.pass_tokens) {
+            kernels_.gemv(piece.layout, tile, integers.data() + t, std::min(kernels_.pass_tokens, tokens - t),
                           x + t * k, piece.sparse_starts(), second + thread * second_floats,
                           y + t * y_stride + piece.column, y_stride);
           }

@@ -8,8 +8,8 @@
 
 namespace nibble {
 
-// Tokens of one pass over the codes.
-inline constexpr int64_t kMixedGemvTokens = 4;
+// Tokens of one pass over the codes, at most, and of all passes.
+inline constexpr int64_t kMixedMostPass = 4;
 inline constexpr int64_t kMixedMostFew = 16;
 // Depth of one block of the GEMM: whole units.
 inline constexpr int64_t kMixedDepth = 192;
@@ -27,12 +27,13 @@ struct MixedToken {
 };
 
 struct MixedKernels {
-  int64_t few_tokens;  // up to which gemv() is faster than multiply(); at most kMixedMostFew
-  int64_t panel_rows;  // outputs of one GEMM panel: one tile of rows, or two
-  int64_t pack_rows;   // tokens of one packed block
+  int64_t pass_tokens;  // of one gemv(), at most kMixedMostPass
+  int64_t few_tokens;   // up to which gemv() is faster than multiply(); at most kMixedMostFew
+  int64_t panel_rows;   // outputs of one GEMM panel: one tile of rows, or two
+  int64_t pack_rows;    // tokens of one packed block
   // x [k] as integers; see MixedToken. `groups` = 4 * units.
   void (*to_integers)(const float* x, int64_t k, int64_t groups, int32_t* pairs, float* sums);
-  // Rows of one tile times at most kMixedGemvTokens tokens. `second` is scratch for 8 * units floats, 64-byte
+  // Rows of one tile times at most pass_tokens tokens. `second` is scratch for 8 * units floats, 64-byte
   // aligned; `starts` [n + 1] are the sparse rows' first entries, x [tokens, k] the tokens as floats.
   void (*gemv)(const MixedLayout& layout, int64_t tile, const MixedToken* tokens, int64_t count,
                const float* x, const int64_t* starts, float* second, float* y, int64_t y_stride);

@@ -18,11 +18,14 @@ namespace {
 constexpr int64_t kUnitsAhead = 16;
 constexpr int64_t kFirstOrderAhead = 24;
 
-// Tokens up to which codes are multiplied directly, as measured on [1024, 2048].
+// Tokens of one pass over the codes, as many as registers hold, and up to which passes are faster than
+// decoding weights, as measured on [1024, 2048].
 #if defined(__AVX512F__)
-constexpr int64_t kFewTokens = 8;
+constexpr int64_t kPassTokens = 4, kFewTokens = 8;
+#elif defined(__AVXVNNI__)
+constexpr int64_t kPassTokens = 2, kFewTokens = 6;
 #else
-constexpr int64_t kFewTokens = 6;
+constexpr int64_t kPassTokens = 2, kFewTokens = 4;
 #endif
 
 static_assert(kTileColumns == kMixedTile || kTileColumns == 2 * kMixedTile);
@@ -252,26 +255,28 @@ void gemv_tile(const MixedLayout& layout, int64_t tile_index, const MixedToken* 
 template <bool kAhead>
 void gemv(const MixedLayout& layout, int64_t tile, const MixedToken* tokens, int64_t count, const float* x,
           const int64_t* starts, float* second, float* y, int64_t y_stride) {
-  alignas(64) float result[kMixedGemvTokens * kMixedTile];
+  alignas(64) float result[kMixedMostPass * kMixedTile];
   switch (count) {
     case 1:
       gemv_tile<1, kAhead>(layout, tile, tokens, second, result);
       break;
+#if defined(__AVX512F__)
     case 2:
       gemv_tile<2, kAhead>(layout, tile, tokens, second, result);
       break;
     case 3:
       gemv_tile<3, kAhead>(layout, tile, tokens, second, result);
       break;
+#endif
     default:
-      gemv_tile<4, kAhead>(layout, tile, tokens, second, result);
+      gemv_tile<kPassTokens, kAhead>(layout, tile, tokens, second, result);
       break;
   }
   const int64_t first = tile * kMixedTile;
   const int64_t rows = layout.out_features - first < kMixedTile ? layout.out_features - first : kMixedTile;
   for (int64_t r = 0; r < rows; ++r) {
     const float bias = layout.bias != nullptr ? layout.bias[first + r] : 0.0f;
-    float sparse[kMixedGemvTokens] = {};
+    float sparse[kMixedMostPass] = {};
     if (starts != nullptr) {
       for (int64_t i = starts[first + r]; i < starts[first + r + 1]; ++i) {
         const float value = _cvtsh_ss(layout.sparse_values[i]);
@@ -403,7 +408,8 @@ void multiply(const float* packed, int64_t tokens, int64_t depth, const float* p
 }  // namespace
 
 extern const MixedKernels kMixedKernels, kMixedSyncKernels;
-const MixedKernels kMixedKernels = {.few_tokens = kFewTokens,
+const MixedKernels kMixedKernels = {.pass_tokens = kPassTokens,
+                                    .few_tokens = kFewTokens,
                                     .panel_rows = kTileColumns,
                                     .pack_rows = kTileRows,
                                     .to_integers = to_integers,
@@ -411,7 +417,8 @@ const MixedKernels kMixedKernels = {.few_tokens = kFewTokens,
                                     .pack = pack,
                                     .decode = decode,
                                     .multiply = multiply};
-const MixedKernels kMixedSyncKernels = {.few_tokens = kFewTokens,
+const MixedKernels kMixedSyncKernels = {.pass_tokens = kPassTokens,
+                                        .few_tokens = kFewTokens,
                                         .panel_rows = kTileColumns,
                                         .pack_rows = kTileRows,
                                         .to_integers = to_integers,
