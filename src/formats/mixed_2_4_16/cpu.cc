@@ -78,12 +78,9 @@ class CpuOp final : public LinearOp {
   void forward_few(const float* x, int64_t tokens, float* y, int64_t y_stride, Scratch& scratch,
                    ThreadPool& pool) const {
     const int64_t groups = units_ * kMixedSlots, k = in_features_;
-    std::array<MixedToken, kMixedMostFew> integers;
-    int32_t* pairs = scratch.take<int32_t>(static_cast<size_t>(tokens * groups * 16));
-    float* sums = scratch.take<float>(static_cast<size_t>(tokens * groups * 4));
+    MixedLine* lines = scratch.take<MixedLine>(static_cast<size_t>(tokens * groups));
     const auto convert = [&](int64_t t, int) {
-      integers[t] = {pairs + t * groups * 16, sums + t * groups * 4};
-      kernels_.to_integers(x + t * k, k, groups, pairs + t * groups * 16, sums + t * groups * 4);
+      kernels_.to_integers(x + t * k, k, groups, lines + t * groups);
     };
     if (tokens == 1) {
       convert(0, 0);
@@ -104,8 +101,8 @@ class CpuOp final : public LinearOp {
         }
         const int64_t end = std::min(piece.layout.tiles, (task + 1) * gemv_tiles_);
         for (int64_t tile = task * gemv_tiles_; tile < end; ++tile) {
-          for (int64_t t = 0; t < tokens; t += kMixedGemvTokens) {
-            kernels_.gemv(piece.layout, tile, integers.data() + t, std::min(kMixedGemvTokens, tokens - t),
+          for (int64_t t = 0; t < tokens; t += kernels_.pass_tokens) {
+            kernels_.gemv(piece.layout, tile, lines + t * groups, std::min(kernels_.pass_tokens, tokens - t),
                           x + t * k, piece.sparse_starts(), second + thread * second_floats,
                           y + t * y_stride + piece.column, y_stride);
           }

@@ -18,75 +18,84 @@ namespace {
 constexpr int64_t kUnitsAhead = 16;
 constexpr int64_t kFirstOrderAhead = 24;
 
-// Tokens up to which codes are multiplied directly, as measured on [1024, 2048].
+// Tokens of one pass over the codes, as many as registers hold, and up to which passes are faster than
+// decoding weights, as measured on [1024, 2048].
 #if defined(__AVX512F__)
-constexpr int64_t kFewTokens = 8;
+constexpr int64_t kPassTokens = 4, kFewTokens = 8;
+#elif defined(__AVXVNNI__)
+constexpr int64_t kPassTokens = 2, kFewTokens = 6;
 #else
-constexpr int64_t kFewTokens = 6;
+constexpr int64_t kPassTokens = 2, kFewTokens = 4;
 #endif
 
 static_assert(kTileColumns == kMixedTile || kTileColumns == 2 * kMixedTile);
 
 // --- activations as integers
 
-void to_integers(const float* x, int64_t k, int64_t groups, int32_t* pairs, float* sums) {
+void to_integers(const float* x, int64_t k, int64_t groups, MixedLine* lines) {
   for (int64_t group = 0; group < groups; ++group) {
     const float* in = x + group * kMixedGroup;
-    alignas(32) float last[kMixedGroup] = {};
+    alignas(16) float last[kMixedGroup] = {};
     if (const int64_t count = k - group * kMixedGroup; count < kMixedGroup) {
       for (int64_t i = 0; i < count; ++i) last[i] = in[i];
       in = last;
     }
-    const __m256 low = _mm256_loadu_ps(in), high = _mm256_loadu_ps(in + 8);
-    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    const __m256i either = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(low), magnitude),
-                                            _mm256_and_si256(_mm256_castps_si256(high), magnitude));
-    __m128i most = _mm_max_epi32(_mm256_castsi256_si128(either), _mm256_extracti128_si256(either, 1));
+    __m128 values[4];
+    __m128i most = _mm_setzero_si128();
+#pragma GCC unroll 4
+    for (int m = 0; m < 4; ++m) {
+      values[m] = _mm_loadu_ps(in + 4 * m);
+      most = _mm_max_epi32(most, _mm_and_si128(_mm_castps_si128(values[m]), _mm_set1_epi32(0x7fffffff)));
+    }
     most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
     most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1));
-    // 2^e is the power of two above the largest magnitude; subnormal numbers are below 2^-126.
-    const int biased = _mm_cvtsi128_si32(most) >> 23;  // e = biased - 126 and the exponent 2^(e - 1)
-    const bool finite = biased < 255;
-    // x * 2^(29 - e) in two factors, which are normal numbers.
-    const int shift = finite ? 155 - biased : 0, half = shift >> 1;
-    const __m256 factor0 = _mm256_set1_ps(bits_float(static_cast<uint32_t>(half + 127) << 23));
-    const __m256 factor1 = _mm256_set1_ps(bits_float(static_cast<uint32_t>(shift - half + 127) << 23));
-    const auto integers = [&](__m256 v) {
-      return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_mul_ps(v, factor0), factor1));
-    };
-    const __m256i x_low = integers(low), x_high = integers(high);
-    const auto upper = [](__m256i v) {
-      return _mm256_srai_epi32(_mm256_add_epi32(v, _mm256_set1_epi32(1 << 14)), 15);
-    };
-    const __m256i high0 = upper(x_low), high1 = upper(x_high);
-    const __m256i low0 = _mm256_sub_epi32(x_low, _mm256_slli_epi32(high0, 15));
-    const __m256i low1 = _mm256_sub_epi32(x_high, _mm256_slli_epi32(high1, 15));
-    const auto pair = [](__m256i a, __m256i b) {
-      return _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
-    };
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + group * 16), pair(high0, high1));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + group * 16 + 8), pair(low0, low1));
-    __m256i both = _mm256_hadd_epi32(_mm256_add_epi32(high0, high1), _mm256_add_epi32(low0, low1));
-    both = _mm256_hadd_epi32(both, both);
-    const __m128i total = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
-    _mm_storeu_ps(sums + group * 4, _mm_cvtepi32_ps(total));  // high, low, high, low
-    // 2^(e - 1); subnormal for the smallest numbers.
-    sums[group * 4 + 2] = !finite       ? bits_float(0x7fc00000u)
-                          : biased == 0 ? bits_float(0x00400000u)
-                                        : bits_float(static_cast<uint32_t>(biased) << 23);
+    // 2^e, e = biased - 126, is a power of two that |X| = |x| 2^(23 - e) <= 127 * (65536 + 256 + 1) follows
+    // from: the next one above the largest magnitude, or the one after where that is just below it.
+    const int biased = (_mm_cvtsi128_si32(most) + 0x10101) >> 23;
+    const bool finite = _mm_cvtsi128_si32(most) < 0x7f800000;
+    // The factor in two parts, which are normal numbers.
+    const int shift = finite ? 149 - biased : 0, half = shift >> 1;
+    const __m128 factor0 = _mm_set1_ps(bits_float(static_cast<uint32_t>(half + 127) << 23));
+    const __m128 factor1 = _mm_set1_ps(bits_float(static_cast<uint32_t>(shift - half + 127) << 23));
+    __m128i high_sum = _mm_setzero_si128(), sum = high_sum, high = high_sum, middle = high_sum,
+            low = high_sum;
+#pragma GCC unroll 4
+    for (int m = 0; m < 4; ++m) {
+      const __m128i integers = _mm_cvtps_epi32(_mm_mul_ps(_mm_mul_ps(values[m], factor0), factor1));
+      const auto low_byte = [](__m128i v) { return _mm_srai_epi32(_mm_slli_epi32(v, 24), 24); };
+      const __m128i byte0 = low_byte(integers), rest = _mm_srai_epi32(_mm_sub_epi32(integers, byte0), 8);
+      const __m128i byte1 = low_byte(rest), byte2 = _mm_srai_epi32(_mm_sub_epi32(rest, byte1), 8);
+      sum = _mm_add_epi32(sum, _mm_sub_epi32(integers, _mm_slli_epi32(byte2, 16)));
+      high_sum = _mm_add_epi32(high_sum, byte2);
+      const auto place = [&](__m128i into, __m128i byte) {
+        return _mm_or_si128(into, _mm_slli_epi32(_mm_and_si128(byte, _mm_set1_epi32(255)), 8 * m));
+      };
+      high = place(high, byte2), middle = place(middle, byte1), low = place(low, byte0);
+    }
+    MixedLine& line = lines[group];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(line.bytes[0]), high);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(line.bytes[1]), middle);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(line.bytes[2]), low);
+    __m128i totals = _mm_hadd_epi32(high_sum, sum);
+    totals = _mm_hadd_epi32(totals, totals);
+    _mm_storeu_ps(&line.high_sum, _mm_cvtepi32_ps(totals));
+    // 2^(e - 2), subnormal for the smallest numbers; e - 1 may be beyond the range of floats.
+    line.exponent = !finite      ? bits_float(0x7fc00000u)
+                    : biased < 2 ? bits_float(0x00200000u << biased)
+                                 : bits_float(static_cast<uint32_t>(biased - 1) << 23);
   }
 }
 
 // --- few tokens
 
-// Second-order scales of all units of a tile, times 2^-28, and the same times their zeros: [units][2][4].
+// Second-order scales of all units of a tile, times 2^-21, and the same times their zeros: [units][2][4].
 inline void rebuild_second_order(const uint16_t* second, int64_t units, float* out) {
   const __m128i shifts = _mm_setr_epi32(0, 4, 8, 12), limits = _mm_setr_epi32(7, 7, 15, 0);
   for (int64_t unit = 0; unit < units; ++unit) {
     const __m128i words = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(second + unit * 4));
     const __m128i zeros_word = _mm_shuffle_epi32(_mm_cvtepu16_epi32(words), 0xff);
     const __m128i zeros = _mm_and_si128(_mm_srlv_epi32(zeros_word, shifts), limits);
-    const __m128 scales = _mm_mul_ps(_mm_cvtph_ps(words), _mm_set1_ps(0x1p-28f));
+    const __m128 scales = _mm_mul_ps(_mm_cvtph_ps(words), _mm_set1_ps(0x1p-21f));
     _mm_storeu_ps(out + unit * 8, scales);
     _mm_storeu_ps(out + unit * 8 + 4, _mm_mul_ps(scales, _mm_cvtepi32_ps(zeros)));
   }
@@ -111,59 +120,41 @@ inline FirstOrder rebuild_first_order(IntVec word, const float* second) {
   return out;
 }
 
-template <int kTokens>
-struct Sums {
-  IntVec high[kTokens], low[kTokens];
-};
-
-// Adds the products of the two columns per dword that `codes` holds.
-template <int kTokens>
-__attribute__((always_inline)) inline void add_pair(Sums<kTokens>& sums, IntVec codes,
-                                                    const int32_t* const* pairs, int index) {
-#pragma GCC unroll 4
-  for (int t = 0; t < kTokens; ++t) {
-    sums.high[t] = dot_pairs(sums.high[t], codes, pairs[t] + index);
-    sums.low[t] = dot_pairs(sums.low[t], codes, pairs[t] + 8 + index);
-  }
-}
-
-template <int kTokens>
-__attribute__((always_inline)) inline Sums<kTokens> no_sums() {
-  Sums<kTokens> sums;
-#pragma GCC unroll 4
-  for (int t = 0; t < kTokens; ++t) sums.high[t] = int_zero(), sums.low[t] = int_zero();
-  return sums;
-}
-
-// y += scale * 2^28 * exponent * (sum of (code - zero) X): the sums and the correction by the zero point are
+// y += scale * 2^21 * exponent * (sum of (code - zero) X): the sums and the correction by the zero point are
 // integers below 2^24, so that codes at their zero give exactly zero.
-template <int kTokens>
-__attribute__((always_inline)) inline void take_up(const Sums<kTokens>& sums, Vec scale, Vec zero_point,
-                                                   const float* const* totals, Vec* y) {
-#pragma GCC unroll 4
-  for (int t = 0; t < kTokens; ++t) {
-    const Vec high = fnma(zero_point, set1(totals[t][0]), to_float(sums.high[t]));
-    const Vec low = fnma(zero_point, set1(totals[t][1]), to_float(sums.low[t]));
-    y[t] = fma(mul(fma(high, set1(0x1p15f), low), scale), set1(totals[t][2]), y[t]);
-  }
+__attribute__((always_inline)) inline Vec take_up(IntVec high_sums, IntVec middle_sums, IntVec low_sums,
+                                                  Vec scale, Vec zero_point, const MixedLine& line, Vec y) {
+  const IntVec lower = int_add(shift_left_8(in_dwords(middle_sums)), in_dwords(low_sums));
+  const Vec high = fnma(zero_point, set1(line.high_sum), to_float(in_dwords(high_sums)));
+  const Vec low = fnma(zero_point, set1(line.low_sum), to_float(lower));
+  return fma(mul(fma(high, set1(0x1p16f), low), scale), set1(line.exponent), y);
 }
 
 // One unit's products with all tokens.
 template <int kTokens>
 __attribute__((always_inline)) inline void add_unit(const Words& words, IntVec split, const FirstOrder& order,
-                                                    const int32_t* const (*pairs)[kTokens],
-                                                    const float* const (*totals)[kTokens], Vec* y) {
-  const IntVec narrow = int_set1(0x00030003), wide = int_set1(0x000f000f);
+                                                    const MixedLine* const (*lines)[kTokens], Vec* y) {
+  const IntVec narrow = int_set1(0x03030303), wide = int_set1(0x0f0f0f0f);
 #pragma GCC unroll 4
   for (int slot = 0; slot < 4; ++slot) {
-    Sums<kTokens> sums = no_sums<kTokens>();
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
+    IntVec sums[kTokens][3];
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) sums[t][0] = sums[t][1] = sums[t][2] = int_zero();
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
       const IntVec codes = slot < 3 ? int_and(shift_right(words.slot[slot], 2 * i), narrow)
-                                    : int_and(shift_right(i < 4 ? words.slot[3] : split, 4 * (i & 3)), wide);
-      add_pair(sums, codes, pairs[slot], i);
+                                    : int_and(shift_right(i < 2 ? words.slot[3] : split, 4 * (i & 1)), wide);
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 3
+        for (int b = 0; b < 3; ++b) sums[t][b] = add_bytes(sums[t][b], codes, &lines[slot][t]->bytes[b][i]);
+      }
     }
-    take_up(sums, order.scale[slot], order.zero[slot], totals[slot], y);
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+      y[t] = take_up(sums[t][0], sums[t][1], sums[t][2], order.scale[slot], order.zero[slot], *lines[slot][t],
+                     y[t]);
+    }
   }
 }
 
@@ -183,7 +174,7 @@ inline Tile tile_of(const MixedLayout& layout, int64_t tile) {
 // scales of the next unit are rebuilt before the products of this one; without, everything happens where it
 // is needed.
 template <int kTokens, bool kAhead>
-void gemv_tile(const MixedLayout& layout, int64_t tile_index, const MixedToken* tokens, float* second,
+void gemv_tile(const MixedLayout& layout, int64_t tile_index, const MixedLine* lines, float* second,
                float* result) {
   const Tile tile = tile_of(layout, tile_index);
   // Tiles follow each other without a gap: what lies ahead at the end of this one is the next one's.
@@ -209,16 +200,12 @@ void gemv_tile(const MixedLayout& layout, int64_t tile_index, const MixedToken* 
       prefetch(tile.first + (unit + kFirstOrderAhead) * 16);
       if (unit % 8 == 0) prefetch(tile.second + (unit + layout.units) * 4);
     }
-    const int32_t* pairs[4][kTokens];
-    const float* totals[4][kTokens];
+    const MixedLine* at[4][kTokens];
 #pragma GCC unroll 4
     for (int slot = 0; slot < 4; ++slot) {
-      const int64_t group = layout.order[unit * 4 + slot];
 #pragma GCC unroll 4
-      for (int t = 0; t < kTokens; ++t) {
-        pairs[slot][t] = tokens[t].pairs + group * 16;
-        totals[slot][t] = tokens[t].sums + group * 4;
-      }
+      for (int t = 0; t < kTokens; ++t)
+        at[slot][t] = lines + (t * layout.units * 4 + layout.order[unit * 4 + slot]);
     }
 #pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
@@ -234,12 +221,12 @@ void gemv_tile(const MixedLayout& layout, int64_t tile_index, const MixedToken* 
       }
       if (unit % kMixedWideShare == 0) {
         const int64_t share = unit / kMixedWideShare;
-        wide_scale[part] = mul(load_scales(tile.scales + share * 16, part), set1(0x1p-28f));
+        wide_scale[part] = mul(load_scales(tile.scales + share * 16, part), set1(0x1p-21f));
         wide_zero[part] = to_float(load_nibbles(tile.zeros + share * 8, part));
       }
       now.scale[3] = wide_scale[part], now.zero[3] = wide_zero[part];
       add_unit<kTokens>(load_main(tile.main + unit * 64, part), load_dwords(tile.split + unit * 16, part),
-                        now, pairs, totals, y[part]);
+                        now, at, y[part]);
     }
   }
 #pragma GCC unroll 4
@@ -250,28 +237,30 @@ void gemv_tile(const MixedLayout& layout, int64_t tile_index, const MixedToken* 
 }
 
 template <bool kAhead>
-void gemv(const MixedLayout& layout, int64_t tile, const MixedToken* tokens, int64_t count, const float* x,
+void gemv(const MixedLayout& layout, int64_t tile, const MixedLine* lines, int64_t count, const float* x,
           const int64_t* starts, float* second, float* y, int64_t y_stride) {
-  alignas(64) float result[kMixedGemvTokens * kMixedTile];
+  alignas(64) float result[kMixedMostPass * kMixedTile];
   switch (count) {
     case 1:
-      gemv_tile<1, kAhead>(layout, tile, tokens, second, result);
+      gemv_tile<1, kAhead>(layout, tile, lines, second, result);
       break;
+#if defined(__AVX512F__)
     case 2:
-      gemv_tile<2, kAhead>(layout, tile, tokens, second, result);
+      gemv_tile<2, kAhead>(layout, tile, lines, second, result);
       break;
     case 3:
-      gemv_tile<3, kAhead>(layout, tile, tokens, second, result);
+      gemv_tile<3, kAhead>(layout, tile, lines, second, result);
       break;
+#endif
     default:
-      gemv_tile<4, kAhead>(layout, tile, tokens, second, result);
+      gemv_tile<kPassTokens, kAhead>(layout, tile, lines, second, result);
       break;
   }
   const int64_t first = tile * kMixedTile;
   const int64_t rows = layout.out_features - first < kMixedTile ? layout.out_features - first : kMixedTile;
   for (int64_t r = 0; r < rows; ++r) {
     const float bias = layout.bias != nullptr ? layout.bias[first + r] : 0.0f;
-    float sparse[kMixedGemvTokens] = {};
+    float sparse[kMixedMostPass] = {};
     if (starts != nullptr) {
       for (int64_t i = starts[first + r]; i < starts[first + r + 1]; ++i) {
         const float value = _cvtsh_ss(layout.sparse_values[i]);
@@ -304,44 +293,26 @@ void pack(const MixedLayout& layout, const float* x, int64_t tokens, int64_t uni
   }
 }
 
-// Code `kShift / 2` or `kShift / 4` of a dword as weights, at one column of the panel.
-template <int kShift, int kMask>
-inline void store_weights(IntVec word, Vec scale, Vec zero_point, float* out, int part) {
-  const Vec code = to_float(int_and(shift_right(word, kShift), int_set1(kMask)));
+// The codes in the lowest bits as weights, at one column of the panel.
+inline void store_weights(IntVec word, int mask, Vec scale, Vec zero_point, float* out, int part) {
+  const Vec code = to_float(int_and(word, int_set1(mask)));
   store(out + part * kLanes, in_row_order(mul(sub(code, zero_point), scale)));
 }
 
 inline void decode_narrow(IntVec word, Vec scale, Vec zero_point, float* out, int part) {
-  constexpr int64_t kColumn = kTileColumns;
-  store_weights<0, 3>(word, scale, zero_point, out, part);
-  store_weights<2, 3>(word, scale, zero_point, out + kColumn, part);
-  store_weights<4, 3>(word, scale, zero_point, out + 2 * kColumn, part);
-  store_weights<6, 3>(word, scale, zero_point, out + 3 * kColumn, part);
-  store_weights<8, 3>(word, scale, zero_point, out + 4 * kColumn, part);
-  store_weights<10, 3>(word, scale, zero_point, out + 5 * kColumn, part);
-  store_weights<12, 3>(word, scale, zero_point, out + 6 * kColumn, part);
-  store_weights<14, 3>(word, scale, zero_point, out + 7 * kColumn, part);
-  store_weights<16, 3>(word, scale, zero_point, out + 8 * kColumn, part);
-  store_weights<18, 3>(word, scale, zero_point, out + 9 * kColumn, part);
-  store_weights<20, 3>(word, scale, zero_point, out + 10 * kColumn, part);
-  store_weights<22, 3>(word, scale, zero_point, out + 11 * kColumn, part);
-  store_weights<24, 3>(word, scale, zero_point, out + 12 * kColumn, part);
-  store_weights<26, 3>(word, scale, zero_point, out + 13 * kColumn, part);
-  store_weights<28, 3>(word, scale, zero_point, out + 14 * kColumn, part);
-  store_weights<30, 3>(word, scale, zero_point, out + 15 * kColumn, part);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    store_weights(shift_right(word, 2 * i), 3, scale, zero_point, out + i * kTileColumns, part);
+  }
 }
 
-// Columns 0 to 3 and 8 to 11 of a 4-bit group, or with the split dword 4 to 7 and 12 to 15.
+// Columns 0, 1, 4, 5, ... of a 4-bit group, or with the split dword and two columns on 2, 3, 6, 7, ...
 inline void decode_wide(IntVec word, Vec scale, Vec zero_point, float* out, int part) {
   constexpr int64_t kColumn = kTileColumns;
-  store_weights<0, 15>(word, scale, zero_point, out, part);
-  store_weights<4, 15>(word, scale, zero_point, out + kColumn, part);
-  store_weights<8, 15>(word, scale, zero_point, out + 2 * kColumn, part);
-  store_weights<12, 15>(word, scale, zero_point, out + 3 * kColumn, part);
-  store_weights<16, 15>(word, scale, zero_point, out + 8 * kColumn, part);
-  store_weights<20, 15>(word, scale, zero_point, out + 9 * kColumn, part);
-  store_weights<24, 15>(word, scale, zero_point, out + 10 * kColumn, part);
-  store_weights<28, 15>(word, scale, zero_point, out + 11 * kColumn, part);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    store_weights(shift_right(word, 4 * i), 15, scale, zero_point, out + (i / 2 * 4 + i % 2) * kColumn, part);
+  }
 }
 
 void decode_tile(const MixedLayout& layout, int64_t tile_index, int64_t unit, int64_t count, float* panel) {
@@ -355,14 +326,14 @@ void decode_tile(const MixedLayout& layout, int64_t tile_index, int64_t unit, in
       const FirstOrder order = rebuild_first_order(load_words16(tile.first + at * 16, part), second + u * 8);
       const Words words = load_main(tile.main + at * 64, part);
       for (int slot = 0; slot < 3; ++slot) {
-        decode_narrow(words.slot[slot], mul(order.scale[slot], set1(0x1p28f)), order.zero[slot],
+        decode_narrow(words.slot[slot], mul(order.scale[slot], set1(0x1p21f)), order.zero[slot],
                       out + slot * kMixedGroup * kTileColumns, part);
       }
       const Vec scale = load_scales(tile.scales + share * 16, part);
       const Vec zero_point = to_float(load_nibbles(tile.zeros + share * 8, part));
       out += kMixedWideSlot * kMixedGroup * kTileColumns;
       decode_wide(words.slot[3], scale, zero_point, out, part);
-      decode_wide(load_dwords(tile.split + at * 16, part), scale, zero_point, out + 4 * kTileColumns, part);
+      decode_wide(load_dwords(tile.split + at * 16, part), scale, zero_point, out + 2 * kTileColumns, part);
       out -= kMixedWideSlot * kMixedGroup * kTileColumns;
     }
   }
@@ -403,7 +374,8 @@ void multiply(const float* packed, int64_t tokens, int64_t depth, const float* p
 }  // namespace
 
 extern const MixedKernels kMixedKernels, kMixedSyncKernels;
-const MixedKernels kMixedKernels = {.few_tokens = kFewTokens,
+const MixedKernels kMixedKernels = {.pass_tokens = kPassTokens,
+                                    .few_tokens = kFewTokens,
                                     .panel_rows = kTileColumns,
                                     .pack_rows = kTileRows,
                                     .to_integers = to_integers,
@@ -411,7 +383,8 @@ const MixedKernels kMixedKernels = {.few_tokens = kFewTokens,
                                     .pack = pack,
                                     .decode = decode,
                                     .multiply = multiply};
-const MixedKernels kMixedSyncKernels = {.few_tokens = kFewTokens,
+const MixedKernels kMixedSyncKernels = {.pass_tokens = kPassTokens,
+                                        .few_tokens = kFewTokens,
                                         .panel_rows = kTileColumns,
                                         .pack_rows = kTileRows,
                                         .to_integers = to_integers,

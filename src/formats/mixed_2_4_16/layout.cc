@@ -46,10 +46,9 @@ MixedLayout mixed_layout(const PackedLinear& linear) {
 
 MixedCodePlace mixed_code_place(int64_t slot, int64_t i) {
   if (slot != kMixedWideSlot) return {static_cast<int>(slot), static_cast<int>(2 * i)};
-  // Columns i and i + 8 are 16 bits apart, as in the 2-bit slots: i & 3 is the nibble, i & 8 the half, i & 4
-  // the dword.
-  const int nibble = static_cast<int>((i & 3) + (i >> 3) * 4);
-  return {(i & 4) == 0 ? 3 : 4, 4 * nibble};
+  // Columns i, i + 4, i + 8 and i + 12 are a byte apart, as in the 2-bit slots: i / 4 is the byte, i & 1 the
+  // nibble, i & 2 the dword.
+  return {(i & 2) == 0 ? 3 : 4, static_cast<int>(8 * (i >> 2) + 4 * (i & 1))};
 }
 
 int mixed_first_zero(uint16_t first, int64_t slot) { return first >> (2 * slot) & 3; }

@@ -61,12 +61,14 @@ inline IntVec int_and(IntVec a, IntVec b) { return _mm512_and_si512(a, b); }
 inline IntVec int_add(IntVec a, IntVec b) { return _mm512_add_epi32(a, b); }
 inline IntVec shift_right(IntVec a, int count) { return count == 0 ? a : _mm512_srli_epi32(a, count); }
 inline Vec to_float(IntVec a) { return _mm512_cvtepi32_ps(a); }
-// sum + a times the pair at `pair` in every lane. The compiler would load the pair by an instruction of its
-// own.
-inline IntVec dot_pairs(IntVec sum, IntVec a, const int32_t* pair) {
-  asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(a), "m"(*pair));
-  return sum;
+inline IntVec shift_left_8(IntVec a) { return _mm512_slli_epi32(a, 8); }
+// Four unsigned bytes of each lane times the signed bytes at `bytes`, added up over many steps.
+inline IntVec add_bytes(IntVec sums, IntVec codes, const int32_t* bytes) {
+  // The compiler would load the bytes by an instruction of its own.
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sums) : "v"(codes), "m"(*bytes));
+  return sums;
 }
+inline IntVec in_dwords(IntVec sums) { return sums; }
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }
 
 #else  // AVX2 and AVX-VNNI
@@ -114,11 +116,21 @@ inline IntVec int_and(IntVec a, IntVec b) { return _mm256_and_si256(a, b); }
 inline IntVec int_add(IntVec a, IntVec b) { return _mm256_add_epi32(a, b); }
 inline IntVec shift_right(IntVec a, int count) { return count == 0 ? a : _mm256_srli_epi32(a, count); }
 inline Vec to_float(IntVec a) { return _mm256_cvtepi32_ps(a); }
-inline IntVec dot_pairs(IntVec sum, IntVec a, const int32_t* pair) {
+inline IntVec shift_left_8(IntVec a) { return _mm256_slli_epi32(a, 8); }
+// Four unsigned bytes of each lane times the signed bytes at `bytes`, added up over at most four steps:
+// without VNNI in two 16-bit halves, which 8 products of codes up to 15 cannot leave (15 * 128 * 8 < 2^15).
+inline IntVec add_bytes(IntVec sums, IntVec codes, const int32_t* bytes) {
 #if defined(__AVXVNNI__)
-  return _mm256_dpwssd_avx_epi32(sum, a, _mm256_set1_epi32(*pair));
+  return _mm256_dpbusd_avx_epi32(sums, codes, _mm256_set1_epi32(*bytes));
 #else
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(a, _mm256_set1_epi32(*pair)));
+  return _mm256_add_epi16(sums, _mm256_maddubs_epi16(codes, _mm256_set1_epi32(*bytes)));
+#endif
+}
+inline IntVec in_dwords(IntVec sums) {
+#if defined(__AVXVNNI__)
+  return sums;
+#else
+  return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
 #endif
 }
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
