@@ -14,9 +14,10 @@
 namespace nibble::NIBBLE_ISA {
 namespace {
 
-// How far ahead of the products their codes are fetched, and the first-order words ahead of those.
-constexpr int64_t kUnitsAhead = 16;
-constexpr int64_t kFirstOrderAhead = 24;
+// How far ahead of the products their codes are fetched (8 KiB of main words), and the first-order words
+// ahead of those.
+constexpr int64_t kUnitsAhead = 32;
+constexpr int64_t kFirstOrderAhead = 48;
 
 // Tokens of one pass over the codes, as many as registers hold, and up to which passes are faster than
 // decoding weights, as measured on [1024, 2048].
@@ -176,6 +177,7 @@ inline Tile tile_of(const MixedLayout& layout, int64_t tile) {
 template <int kTokens, bool kAhead>
 void gemv_tile(const MixedLayout& layout, int64_t tile_index, const MixedLine* lines, float* second,
                float* result) {
+  constexpr bool kRebuildAhead = kAhead && kParts == 1;
   const Tile tile = tile_of(layout, tile_index);
   // Tiles follow each other without a gap: what lies ahead at the end of this one is the next one's.
   if (kAhead) {
@@ -190,7 +192,7 @@ void gemv_tile(const MixedLayout& layout, int64_t tile_index, const MixedLine* l
   for (int part = 0; part < kParts; ++part) {
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) y[part][t] = zero();
-    if (kAhead) next[part] = rebuild_first_order(load_words16(tile.first, part), second);
+    if (kRebuildAhead) next[part] = rebuild_first_order(load_words16(tile.first, part), second);
   }
   for (int64_t unit = 0; unit < layout.units; ++unit) {
     if (kAhead) {
@@ -210,7 +212,7 @@ void gemv_tile(const MixedLayout& layout, int64_t tile_index, const MixedLine* l
 #pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
       FirstOrder now;
-      if (kAhead) {
+      if (kRebuildAhead) {
         now = next[part];
         // The last unit rebuilds itself once more, so that nothing beyond the arrays is read.
         const int64_t following = unit + 1 < layout.units ? unit + 1 : unit;
