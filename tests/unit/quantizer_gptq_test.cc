@@ -384,7 +384,7 @@ TEST(Gptq, AsymmetricCalibrationComesCloserToTheFloatModel) {
 // Every choice of codes for a few columns, on the grid that was chosen.
 TEST(Gptq, AsymmetricCalibrationIsNearTheBestOfAllCodes) {
   ThreadPool pool(1);
-  double total = 0, best_total = 0, plain_total = 0;
+  double total = 0, best_total = 0;
   for (unsigned seed = 1; seed <= 12; ++seed) {
     QuantizerCase made = make_case(4, 5, {.drift = 0.3, .seed = seed});
     made.settings.weight_bits = 2;
@@ -392,8 +392,6 @@ TEST(Gptq, AsymmetricCalibrationIsNearTheBestOfAllCodes) {
     made.settings.asymmetric_calibration = true;
     const QuantizedWeight result = find_quantizer("gptq").quantize(input_of(made), pool);
     const std::vector<float> chosen = dequantize(result);
-    made.settings.asymmetric_calibration = false;
-    plain_total += asymmetric_error(made, dequantize(find_quantizer("gptq").quantize(input_of(made), pool)));
     std::vector<float> candidate = chosen;
     for (int64_t r = 0; r < 4; ++r) {
       double best = std::numeric_limits<double>::infinity();
@@ -423,7 +421,6 @@ TEST(Gptq, AsymmetricCalibrationIsNearTheBestOfAllCodes) {
   }
   // Rounding column after column is no search, but it comes close.
   EXPECT_LT(total, 1.6 * best_total);
-  EXPECT_GT(plain_total, 1.2 * total);
 }
 
 TEST(Gptq, LinearsOfAGroupShareTheFactor) {

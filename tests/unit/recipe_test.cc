@@ -308,7 +308,7 @@ TEST(Recipe, SetRefusesWithFieldValueAndWhatIsAllowed) {
       {"clip_steps=101", {"clip_steps", "101", "1 to 100"}},
       {"block_size=0", {"block_size", "0"}},
       {"column_order=random", {"column_order", "random", "ascending, natural, descending"}},
-      {"quantizer=awq", {"quantizer", "awq", "gptq, rtn"}},
+      {"quantizer=awq", {"quantizer", "awq", "gptq"}},
       {"format=int4", {"format", "int4", "quik"}},
       {"format=[1]", {"format", "[1]"}},
       {"bits=4", {"bits", "weight_bits"}},
