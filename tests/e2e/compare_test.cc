@@ -193,6 +193,34 @@ TEST(Compare, DamagedWorkIsDoneAgain) {
             row_named(first, "rtn-w4a4").at("kl_divergence"));
 }
 
+TEST(Inspect, RecordedErrorsThatAreNoneAreRefused) {
+  const TemporaryFolder folder;
+  nibble_json({"quantize", fixture("llama_outliers"), "-o", folder / "out", "--recipe", "rtn-w4a4"});
+  const Json config = read_json((folder / "out") / "config.json");
+  const std::string linear = "model.layers.1.mlp.up_proj";
+  ASSERT_EQ(config.at("quantization_config").at("errors").size(), 21u);
+  for (const char* bad : {"5", "[1]", "[1, -1]", "[1, \"x\"]", "{}"}) {
+    Json changed = config;
+    changed["quantization_config"]["errors"][linear] = Json::parse(bad);
+    std::ofstream((folder / "out") / "config.json") << changed.dump();
+    const Result result = nibble({"inspect", folder / "out"});
+    EXPECT_EQ(result.code, 1) << bad;
+    EXPECT_NE(result.err.find("'errors' of " + linear), std::string::npos) << result.err;
+  }
+  // Without them, and with what is not finite, a folder is as good.
+  for (const bool none : {true, false}) {
+    Json changed = config;
+    if (none) {
+      changed["quantization_config"].erase("errors");
+    } else {
+      changed["quantization_config"]["errors"][linear] = Json::parse("[null, null]");
+    }
+    std::ofstream((folder / "out") / "config.json") << changed.dump();
+    const Json inspected = nibble_json({"inspect", folder / "out"});
+    EXPECT_EQ(inspected.at("linears").at(0).contains("weight_error"), !none);
+  }
+}
+
 TEST(Compare, Refusals) {
   const TemporaryFolder folder;
   const std::string model = fixture("llama_outliers"), text = fixture("text/valid.txt");
