@@ -23,29 +23,31 @@ struct QuantizedBlock {
   std::map<std::string, Tensor> tensors;
 };
 
+// What calibration has gathered, or gathers while the blocks pass; each null or empty where no linear of the
+// recipe asks for it.
+struct BlockCalibration {
+  ResidualStream* stream = nullptr;        // inputs of the linears
+  ResidualStream* float_stream = nullptr;  // the float model's, in step with the other (GPTAQ)
+  SensitivityStore* sensitivity = nullptr;
+  // What find_sparse_outlier_ratios() found; linears that are missing take the largest of their own weights.
+  std::map<std::string, double> sparse_outlier_ratios;
+};
+
 class BlockQuantizer {
  public:
-  // `stream` may be null when no linear of the recipe needs statistics of its input, `float_stream` when none
-  // is calibrated asymmetrically (it goes through the blocks of the float model, in step with the other),
-  // `sensitivity` when none needs gradients.
-  BlockQuantizer(const Recipe& recipe, const ModelSpec& spec, ResidualStream* stream,
-                 ResidualStream* float_stream, SensitivityStore* sensitivity, ThreadPool& pool)
+  BlockQuantizer(const Recipe& recipe, const ModelSpec& spec, BlockCalibration calibration, ThreadPool& pool)
       : recipe_(recipe),
         spec_(spec),
-        stream_(stream),
-        float_stream_(float_stream),
-        sensitivity_(sensitivity),
-        pool_(pool) {}
-
-  // What find_sparse_outlier_ratios() found; linears that are missing take the largest of their own weights.
-  void set_sparse_outlier_ratios(std::map<std::string, double> ratios) {
-    sparse_outlier_ratios_ = std::move(ratios);
-  }
+        stream_(calibration.stream),
+        float_stream_(calibration.float_stream),
+        sensitivity_(calibration.sensitivity),
+        pool_(pool),
+        sparse_outlier_ratios_(std::move(calibration.sparse_outlier_ratios)) {}
 
   // `block` comes with the float weights of the source. On return its weights are the dequantized ones, and
   // the stream has moved through it (through the float block when the recipe says calibrate_on_quantized =
   // false). With a float stream, `float_block` is the same block once more, which stays as it is.
-  QuantizedBlock quantize(Block& block, const Block* float_block);
+  QuantizedBlock quantize(Block& block, const Block* float_block = nullptr);
   // Moves the streams through a block whose linears an earlier run has quantized. `tensors` are those of
   // QuantizedBlock::tensors.
   void replay(Block& block, const Block* float_block, const std::vector<PackedLinear>& linears,

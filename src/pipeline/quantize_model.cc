@@ -236,9 +236,13 @@ QuantizeResult QuantizationRun::run() {
       float_stream = std::make_unique<ResidualStream>(*model, data_);
     }
   }
-  BlockQuantizer quantizer(options_.recipe, spec_, stream.get(), float_stream.get(), sensitivity.get(),
-                           pool_);
-  quantizer.set_sparse_outlier_ratios(find_sparse_outlier_ratios(checkpoint_, spec_, options_.recipe, pool_));
+  BlockQuantizer quantizer(
+      options_.recipe, spec_,
+      {.stream = stream.get(),
+       .float_stream = float_stream.get(),
+       .sensitivity = sensitivity.get(),
+       .sparse_outlier_ratios = find_sparse_outlier_ratios(checkpoint_, spec_, options_.recipe, pool_)},
+      pool_);
   std::map<std::string, std::string> digests;  // of every written tensor, for --verify
 
   Progress progress("quantizing", static_cast<double>(spec_.layers));
