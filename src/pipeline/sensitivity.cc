@@ -39,6 +39,16 @@ int64_t sequences_per_batch(int64_t sequences, int64_t length) {
   return std::clamp<int64_t>(kTokensPerBatch / length, 1, sequences);
 }
 
+// Weights of the linears of one block.
+double block_weights_of(const ModelSpec& spec) {
+  double weights = 0;
+  for (const LinearInfo& linear : list_linears(spec)) {
+    if (linear.layer != 0) break;
+    weights += static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
+  }
+  return weights;
+}
+
 void write_whole(const fs::path& path, const std::map<std::string, Tensor>& tensors,
                  const std::map<std::string, std::string>& metadata = {}) {
   AtomicOutput output(path, /*is_folder=*/false, /*replace=*/true);
@@ -122,17 +132,14 @@ SensitivityCost sensitivity_cost(const SensitivityPlan& plan, const ModelSpec& s
   const int64_t lowest = plan.lowest_layer();
   const auto layers = static_cast<double>(spec.layers), blocks = static_cast<double>(spec.layers - lowest);
 
-  std::map<int64_t, double> sums;             // bytes by layer
-  double block_weights = 0, guided_work = 0;  // multiply-adds per token and block, of all layers
+  std::map<int64_t, double> sums;  // bytes by layer
+  const double block_weights = block_weights_of(spec);
+  double guided_work = 0;  // multiply-adds per token, of all layers
   for (const auto& [name, want] : plan.linears) {
     const auto n = static_cast<double>(want.out_features), k = static_cast<double>(want.in_features);
     const auto groups = static_cast<double>(std::min(want.guided_groups, want.out_features));
     sums[want.layer] += (want.squared_gradients ? 4 * n * k : 0) + 4 * groups * k * k;
     guided_work += groups * k * k / 2;
-  }
-  for (const LinearInfo& linear : list_linears(spec)) {
-    if (linear.layer != 0) continue;
-    block_weights += static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
   }
   double largest = 0;
   for (const auto& [layer, bytes] : sums) {
@@ -192,8 +199,10 @@ void SensitivityStore::measure(const Model& shell, const CalibrationData& data, 
   const bool resumed = state.layer > highest;
   if (!resumed) state = {.layer = spec.layers};
 
-  constexpr double kLossForwards = 1;  // for the progress only
-  Progress progress("sensitivity", static_cast<double>(state.layer) + (resumed ? 0 : kLossForwards) +
+  // Logits and the gradient by their input, in forward passes through a block.
+  const double loss_forwards =
+      2 * static_cast<double>(spec.vocabulary) * static_cast<double>(hidden) / block_weights_of(spec);
+  Progress progress("sensitivity", static_cast<double>(state.layer) + (resumed ? 0 : loss_forwards) +
                                        kBackwardForwards * static_cast<double>(state.layer - lowest));
   double done = 0;
   const auto advance = [&](double forwards, const std::string& detail) {
@@ -228,9 +237,10 @@ void SensitivityStore::measure(const Model& shell, const CalibrationData& data, 
         fail("the model's loss on calibration sequence {} is {}, expected a finite number", s, loss);
       }
       total += loss;
+      advance(loss_forwards / static_cast<double>(sequences.sequences),
+              format_text("calibration perplexity {:.2f}", std::exp(total / static_cast<double>(s + 1))));
     }
     const double mean = total / static_cast<double>(sequences.sequences);
-    advance(kLossForwards, format_text("calibration perplexity {:.2f}", std::exp(mean)));
     log_debug("calibration loss {:.6f} over {} sequences of {} tokens", mean, sequences.sequences,
               data.length);
   }
