@@ -8,6 +8,7 @@
 #include "base/half.h"
 #include "formats/mixed_2_4_16/kernels.h"
 #include "formats/mixed_2_4_16/layout.h"
+#include "formats/tensor_checks.h"
 
 namespace nibble {
 
@@ -247,39 +248,21 @@ PackedLinear pack(const QuantizedWeight& weight, const std::string& name) {
 
 // --- validation
 
-const Tensor& check_tensor(const PackedLinear& linear, const char* suffix, DType type, const Shape& shape) {
-  const Tensor* tensor = linear.find(suffix);
-  if (tensor == nullptr) fail("tensor {}.{} is missing (format mixed_2_4_16)", linear.name, suffix);
-  if (tensor->dtype() != type) {
-    fail("tensor {}.{} has type {}, expected {}", linear.name, suffix, dtype_name(tensor->dtype()),
-         dtype_name(type));
-  }
-  if (tensor->shape() != shape) {
-    fail("tensor {}.{} has shape {}, expected {}", linear.name, suffix, to_string(tensor->shape()),
-         to_string(shape));
-  }
-  return *tensor;
-}
-
-void check_f16(const PackedLinear& linear, const char* suffix, const uint16_t* values, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    if ((values[i] & 0x7c00u) == 0x7c00u)
-      fail("tensor {}.{} is not finite at element {}", linear.name, suffix, i);
-  }
+const Tensor& required(const PackedLinear& linear, const char* suffix, DType type, const Shape& shape) {
+  return *check_tensor(linear, suffix, true, {type}, shape);
 }
 
 void check_sparse(const PackedLinear& linear) {
   const int64_t n = linear.out_features;
-  const uint16_t* counts = check_tensor(linear, "sparse_counts", DType::kU16, {n}).data<uint16_t>();
+  const uint16_t* counts = required(linear, "sparse_counts", DType::kU16, {n}).data<uint16_t>();
   int64_t entries = 0;
   for (int64_t row = 0; row < n; ++row) entries += counts[row];
   if (entries != linear.parameter("sparse_values", 0)) {
     fail("{}: sparse_values is {}, but tensor {}.sparse_counts adds up to {}", linear.name,
          linear.parameter("sparse_values", 0), linear.name, entries);
   }
-  const uint16_t* columns = check_tensor(linear, "sparse_columns", DType::kU16, {entries}).data<uint16_t>();
-  check_f16(linear, "sparse_values",
-            check_tensor(linear, "sparse_values", DType::kF16, {entries}).data<uint16_t>(), entries);
+  const uint16_t* columns = required(linear, "sparse_columns", DType::kU16, {entries}).data<uint16_t>();
+  check_finite(linear, "sparse_values", required(linear, "sparse_values", DType::kF16, {entries}));
   int64_t i = 0;
   for (int64_t row = 0; row < n; ++row) {
     for (int64_t end = i + counts[row], first = i; i < end; ++i) {
@@ -340,25 +323,18 @@ void validate(const PackedLinear& linear) {
     fail("{}: parameter '{}' is {}; format mixed_2_4_16 has only sparse_values, of at least 1", linear.name,
          key, value);
   }
-  constexpr std::array<std::string_view, 11> kSuffixes = {
-      "groups", "main",          "split",          "first_order",   "second_order", "scales",
-      "zeros",  "sparse_counts", "sparse_columns", "sparse_values", "bias"};
-  bool sparse = linear.parameter("sparse_values", 0) > 0;
-  for (const auto& [suffix, tensor] : linear.tensors) {
-    if (std::find(kSuffixes.begin(), kSuffixes.end(), suffix) == kSuffixes.end()) {
-      fail("tensor {}.{} of shape {} is not part of format mixed_2_4_16", linear.name, suffix,
-           to_string(tensor.shape()));
-    }
-    sparse = sparse || suffix.starts_with("sparse_");
-  }
+  check_no_other_tensors(linear, {"groups", "main", "split", "first_order", "second_order", "scales", "zeros",
+                                  "sparse_counts", "sparse_columns", "sparse_values", "bias"});
+  const bool sparse = linear.parameter("sparse_values", 0) > 0 ||
+                      std::any_of(linear.tensors.begin(), linear.tensors.end(),
+                                  [](const auto& tensor) { return tensor.first.starts_with("sparse_"); });
   const int64_t units = mixed_units(k), tiles = mixed_tiles(n), shares = mixed_shares(k);
-  check_order(check_tensor(linear, "groups", DType::kU16, {units, kMixedSlots}).data<uint16_t>(),
+  check_order(required(linear, "groups", DType::kU16, {units, kMixedSlots}).data<uint16_t>(),
               units * kMixedSlots, "tensor " + linear.name + ".groups");
-  check_tensor(linear, "main", DType::kU32, {tiles, units, kMixedTile, 4});
-  check_tensor(linear, "split", DType::kU32, {tiles, units, kMixedTile});
-  check_tensor(linear, "first_order", DType::kU16, {tiles, units, kMixedTile});
-  const uint16_t* second =
-      check_tensor(linear, "second_order", DType::kU16, {tiles, units, 4}).data<uint16_t>();
+  required(linear, "main", DType::kU32, {tiles, units, kMixedTile, 4});
+  required(linear, "split", DType::kU32, {tiles, units, kMixedTile});
+  required(linear, "first_order", DType::kU16, {tiles, units, kMixedTile});
+  const uint16_t* second = required(linear, "second_order", DType::kU16, {tiles, units, 4}).data<uint16_t>();
   for (int64_t i = 0; i < tiles * units; ++i) {
     for (int slot = 0; slot < 3; ++slot) {
       if ((second[4 * i + slot] & 0x7c00u) != 0x7c00u) continue;
@@ -369,17 +345,11 @@ void validate(const PackedLinear& linear) {
            linear.name, second[4 * i + 3], i);
     }
   }
-  check_f16(linear, "scales",
-            check_tensor(linear, "scales", DType::kF16, {tiles, shares, kMixedTile}).data<uint16_t>(),
-            tiles * shares * kMixedTile);
-  check_tensor(linear, "zeros", DType::kU8, {tiles, shares, 8});
+  check_finite(linear, "scales", required(linear, "scales", DType::kF16, {tiles, shares, kMixedTile}));
+  required(linear, "zeros", DType::kU8, {tiles, shares, 8});
   if (sparse) check_sparse(linear);
-  if (linear.find("bias") != nullptr) {
-    const float* bias = check_tensor(linear, "bias", DType::kF32, {n}).data<float>();
-    for (int64_t i = 0; i < n; ++i) {
-      if (!std::isfinite(bias[i])) fail("tensor {}.bias is not finite at element {}", linear.name, i);
-    }
-  }
+  if (const Tensor* bias = check_tensor(linear, "bias", false, {DType::kF32}, {n}))
+    check_finite(linear, "bias", *bias);
   check_padding(linear, mixed_layout(linear));
 }
 
