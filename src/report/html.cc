@@ -131,7 +131,10 @@ std::string speed_table(const Comparison& comparison) {
             cell(bytes_text(row.peak_memory_bytes)) + cell(seconds_text(row.quantize_seconds)) +
             format_text("<td class=\"text\">{}</td></tr>\n", escape_html(shares_text(row.arithmetic)));
   }
-  return html + kCloseTable;
+  html += kCloseTable;
+  if (const std::string warning = speed_warning(comparison); !warning.empty())
+    html += format_text("<p class=\"soft\">Note: {}.</p>\n", escape_html(warning));
+  return html;
 }
 
 std::string task_table(const Comparison& comparison) {
