@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/format.h"
+
 namespace nibble {
 
 Baseline baseline_of_recipe(const std::string& name) {
@@ -33,6 +35,28 @@ std::optional<GapClosed> gap_closed(const Comparison& comparison, const Comparis
   if (nearest == nullptr) return std::nullopt;
   const double theirs = nearest->kl_divergence.value;
   return GapClosed{.baseline = nearest, .share = (theirs - row.kl_divergence.value) / theirs};
+}
+
+std::string speed_warning(const Comparison& comparison) {
+  constexpr double kQuiet = 1.25;
+  double worst = 1;
+  std::string name;
+  for (const ComparisonRow& row : comparison.rows) {
+    for (const std::vector<double>* samples : {&row.prompt_samples, &row.decode_samples}) {
+      if (row.failed() || samples->empty()) continue;
+      const auto [least, most] = std::minmax_element(samples->begin(), samples->end());
+      if (*least > 0 && *most / *least > worst) {
+        worst = *most / *least;
+        name = row.name;
+      }
+    }
+  }
+  if (worst <= kQuiet) return "";
+  return format_text(
+      "speeds are not reliable: between rounds they differ by up to {:.1f} times ({}); something else used "
+      "the "
+      "machine",
+      worst, name);
 }
 
 void sort_rows(Comparison* comparison, RowOrder order) {

@@ -98,6 +98,10 @@ std::optional<GapClosed> gap_closed(const Comparison& comparison, const Comparis
 // "rtn-..." and "gptq-..." are baselines, by their names.
 Baseline baseline_of_recipe(const std::string& name);
 
+// What to tell of speeds that differ between rounds so much that the machine cannot have been quiet; else
+// empty.
+std::string speed_warning(const Comparison& comparison);
+
 enum class RowOrder { kGiven, kBits, kDivergence };
 // Source first, then as asked, failed rows last.
 void sort_rows(Comparison* comparison, RowOrder order);

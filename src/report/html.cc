@@ -131,7 +131,10 @@ std::string speed_table(const Comparison& comparison) {
             cell(bytes_text(row.peak_memory_bytes)) + cell(seconds_text(row.quantize_seconds)) +
             format_text("<td class=\"text\">{}</td></tr>\n", escape_html(shares_text(row.arithmetic)));
   }
-  return html + kCloseTable;
+  html += kCloseTable;
+  if (const std::string warning = speed_warning(comparison); !warning.empty())
+    html += format_text("<p class=\"soft\">Note: {}.</p>\n", escape_html(warning));
+  return html;
 }
 
 std::string task_table(const Comparison& comparison) {
@@ -195,17 +198,21 @@ std::string charts(const Comparison& comparison) {
                             .more_x_is_better = chart.more_x_is_better,
                             .legend_title = "activations:",
                             .series = {"16 bit", "8 bit", "4 bit", "source"}};
-    double least = std::numeric_limits<double>::infinity(), most = 0;
+    double least = std::numeric_limits<double>::infinity(), most = 0, least_x = least, most_x = 0;
     for (const ComparisonRow& row : comparison.rows) {
       const Measured& y = row.*chart.y;
       if (row.failed() || (row.kind == RowKind::kSource && std::isnan(y.value))) continue;
       scatter.points.push_back({row.name, row.*chart.x, y.value, y.standard_error, series_of(row)});
+      if (y.value > 0 && row.*chart.x > 0) {
+        least_x = std::min(least_x, row.*chart.x);
+        most_x = std::max(most_x, row.*chart.x);
+      }
       if (y.value > 0) {
         least = std::min(least, y.value);
         most = std::max(most, y.value);
       }
     }
-    scatter.log_x = chart.x == &ComparisonRow::bits_per_weight;
+    scatter.log_x = chart.x == &ComparisonRow::bits_per_weight || most_x > 8 * least_x;
     scatter.log_y = chart.y == &ComparisonRow::kl_divergence || most > 4 * least;
     if (scatter.log_y && chart.y == &ComparisonRow::perplexity) scatter.y_title += " (log)";
     html += figure(chart.title, chart.caption, scatter_svg(scatter));

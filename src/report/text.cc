@@ -71,6 +71,7 @@ std::string comparison_text(const Comparison& comparison) {
   if (any_speed) {
     text += format_text("prompt of {} tokens, {} decoded; medians of {} alternating runs\n",
                         comparison.prompt_tokens, comparison.generated_tokens, comparison.repetitions);
+    if (const std::string warning = speed_warning(comparison); !warning.empty()) text += warning + "\n";
   }
 
   std::vector<std::vector<std::string>> tasks = {

@@ -146,6 +146,18 @@ TEST(GapClosed, FailedAndUnmeasuredBaselinesDoNotCount) {
   EXPECT_FALSE(gap_closed(comparison, row_named(comparison, "squeezellm-3b"), Baseline::kRtn));
 }
 
+TEST(SpeedWarning, TellsOfRoundsThatDiffer) {
+  Comparison comparison = some_comparison();
+  EXPECT_EQ(speed_warning(comparison), "");
+  EXPECT_EQ(speed_warning({}), "");
+  comparison.rows[3].decode_samples = {10, 31};
+  EXPECT_TRUE(has(speed_warning(comparison), "up to 3.1 times (gptq-w3a16)")) << speed_warning(comparison);
+  EXPECT_TRUE(has(comparison_text(comparison), "speeds are not reliable"));
+  EXPECT_TRUE(has(comparison_html(comparison), "speeds are not reliable"));
+  comparison.rows[3].error = "broken";
+  EXPECT_EQ(speed_warning(comparison), "");
+}
+
 TEST(SortRows, SourceFirstFailedLast) {
   Comparison comparison = some_comparison();
   comparison.rows[1].error = "broken";
