@@ -57,8 +57,10 @@ struct Block {
   std::vector<std::unique_ptr<SubLayer>> sublayers;
 };
 
+// What the linears behind a norm read: the norm, then the transform.
 struct NormWeights {
-  Tensor weight, bias;  // F32 [size]; the bias is undefined for an RMS norm
+  Tensor weight, bias;                       // F32 [size]; the bias is undefined for an RMS norm
+  std::shared_ptr<const Hadamard> hadamard;  // null: none
 };
 
 class RopeTable;

@@ -165,16 +165,18 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   const double hidden = static_cast<double>(spec.hidden_size);
   // Bytes per entry: the embedding read once and quantized; of a rotated model, embedding and head are there
   // as floats.
-  const double held_matrices = checkpoint.config().contains("nibble_rotation") ? 9 : 5;
+  const auto rotation = checkpoint.config().find("nibble_rotation");
+  const bool rotates_stream = rotation != checkpoint.config().end() && rotation->contains("residual");
+  const double held_matrices = rotates_stream ? 9 : 5;
   const double batch = std::max(2048.0, static_cast<double>(data.length));
   // Asymmetric calibration: the float block, its hidden states, the cross moments, two products of them, and
   // an input with its distance from the float model's.
   const bool with_float_stream = recipe_needs_float_stream(options.recipe, spec);
   const double streams = with_float_stream ? 2 : 1;
-  forecast.peak_memory_bytes =
-      8 * block_weights * streams + 12 * widest * widest + 16 * largest + 4 * tokens * hidden * streams +
-      4 * batch * (6 * hidden + 3 * static_cast<double>(spec.intermediate_size)) +
-      held_matrices * token_matrix;
+  forecast.peak_memory_bytes = 8 * block_weights * streams + 12 * widest * widest + 16 * largest +
+                               4 * tokens * hidden * streams +
+                               4 * batch * (6 * hidden + 3 * static_cast<double>(spec.intermediate_size)) +
+                               held_matrices * token_matrix;
   if (with_float_stream) forecast.peak_memory_bytes += 16 * widest * widest + 8 * batch * widest;
   const SensitivityPlan plan = plan_sensitivity(options.recipe, spec, data.sequences);
   const SensitivityCost sensitivity =

@@ -51,7 +51,7 @@ struct LinearSettings {
   bool static_groups = true;
   // mixed_precision: which groups of columns get 4 bits (mixed_selection.h).
   std::string group_ranking = "sensitivity";
-  double sparse_percent = 0;  // mixed_precision: weights of the other groups kept in 16 bit
+  double sparse_percent = 0;           // mixed_precision: weights of the other groups kept in 16 bit
   bool calibrate_on_quantized = true;  // statistics from the already quantized earlier layers
   // Quantizers that weigh by the gradients of the loss: calibration sequences used for them (of the whole
   // model: the defaults' value counts), and runs of output rows with a Hessian of their own.
@@ -68,8 +68,9 @@ struct LinearSettings {
   std::string lnq_hessian = "plain";
   int64_t lnq_iterations = 4;  // LNQ: least-squares levels and one visit of every column, each
   // Of the whole model before anything else, so only in a recipe's defaults: "none"; "hadamard", the residual
-  // stream, the values of attention and, while running, the input of down projections; "hadamard-offline",
-  // the first two, which cost nothing while running.
+  // stream, the values of attention and, while running, the input of down projections; "hadamard-inputs",
+  // instead of the residual stream what attention and MLP read, while running; "hadamard-offline", what costs
+  // nothing while running: residual stream and values.
   std::string rotation = "none";
   // With a rotation and calibration: channels between two linears are balanced first (rotate_checkpoint.h).
   bool balance_channels = false;
