@@ -49,6 +49,13 @@ void rms_norm_backward(const float* x, const float* weight, const float* dy, int
 void add_norm_backward(const ModelSpec& spec, const NormWeights& norm, const float* x, const float* dy,
                        int64_t tokens, int64_t size, float* gradient, ThreadPool& pool) {
   const float* weight = norm.weight.data<float>();
+  std::vector<float> before_transform;
+  if (norm.hadamard) {
+    before_transform.assign(dy, dy + tokens * size);
+    Scratch scratch;
+    norm.hadamard->apply_rows(before_transform.data(), tokens, scratch, pool, /*inverse=*/true);
+    dy = before_transform.data();
+  }
   pool.parallel_for((tokens + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
     const int64_t last = std::min(tokens, (task + 1) * kRowsPerTask);
     for (int64_t t = task * kRowsPerTask; t < last; ++t) {

@@ -31,7 +31,7 @@ class AttentionLayer final : public SubLayer {
   }
 
   NormWeights* norm_before(const LinearGroup& group) override {
-    return &group == parts_.query_key_value.get() ? &parts_.norm : nullptr;
+    return &group == parts_.query_key_value.get() && !parts_.norm.hadamard ? &parts_.norm : nullptr;
   }
 
   // Attention mixes the values of a head over positions only; query heads share the values of their group.
@@ -191,7 +191,9 @@ void apply_norm(const ModelSpec& spec, const NormWeights& norm, const float* x, 
   const float* weight = norm.weight.data<float>();
   const float* bias = norm.bias.defined() ? norm.bias.data<float>() : nullptr;
   const float epsilon = static_cast<float>(spec.norm_epsilon);
-  pool.parallel_for((tokens + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
+  const int64_t floats = norm.hadamard ? norm.hadamard->scratch_floats() : 0;
+  std::vector<float> memory(static_cast<size_t>(pool.size() * floats));
+  pool.parallel_for((tokens + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int thread) {
     const int64_t last = std::min(tokens, (task + 1) * kRowsPerTask);
     for (int64_t t = task * kRowsPerTask; t < last; ++t) {
       if (spec.norm == NormKind::kRms) {
@@ -199,6 +201,7 @@ void apply_norm(const ModelSpec& spec, const NormWeights& norm, const float* x, 
       } else {
         kernels.layer_norm(x + t * size, weight, bias, size, epsilon, out + t * size);
       }
+      if (norm.hadamard) norm.hadamard->apply(kernels, out + t * size, memory.data() + thread * floats);
     }
   });
 }

@@ -9,7 +9,7 @@
 
 namespace nibble {
 
-// out[t] = norm of x[t] for t in [0, tokens), rows of `size` floats. out may be x.
+// out[t] = norm (and its transform) of x[t] for t in [0, tokens), rows of `size` floats. out may be x.
 void apply_norm(const ModelSpec& spec, const NormWeights& norm, const float* x, int64_t tokens, int64_t size,
                 float* out, ThreadPool& pool);
 // y += x, count floats.

@@ -23,7 +23,7 @@ class MlpLayer final : public SubLayer {
   }
 
   NormWeights* norm_before(const LinearGroup& group) override {
-    return &group == parts_.gate_up.get() ? &parts_.norm : nullptr;
+    return &group == parts_.gate_up.get() && !parts_.norm.hadamard ? &parts_.norm : nullptr;
   }
 
   // silu(gate) * up is linear in up.

@@ -37,9 +37,11 @@ using InputTap = std::function<bool(const LinearGroup& group, const float* x, in
 
 struct AttentionParts;
 struct MlpParts;
+// What the linears behind a norm read: the norm, then the transform.
 struct NormWeights {
   Tensor weight, bias;  // F32 [size]; the bias is undefined for an RMS norm
   std::string name;     // "model.layers.0.input_layernorm": of its tensors, without ".weight"
+  std::shared_ptr<const Hadamard> hadamard;  // null: none
 };
 
 // A linear whose output channels become a group's input channels, up to factors that do not depend on them:

@@ -161,9 +161,12 @@ Block ModelBuilder::build_block(const ModelSpec& spec, const std::shared_ptr<con
                              .packed = load_linear(name, n, group.in_features(), bias, n_key, k_key)});
   };
 
+  std::shared_ptr<const Hadamard> hidden_hadamard;
+  if (spec.hidden_hadamard) hidden_hadamard = std::make_shared<Hadamard>(*spec.hidden_hadamard);
   AttentionParts a;
   a.layer = layer;
   a.norm = load_norm(spec, prefix + "input_layernorm", spec.hidden_size, "hidden_size");
+  a.norm.hadamard = hidden_hadamard;
   if (spec.query_key_norm) {
     a.query_norm = load_norm(spec, attention + "q_norm", spec.head_dim, "head_dim");
     a.key_norm = load_norm(spec, attention + "k_norm", spec.head_dim, "head_dim");
@@ -182,6 +185,7 @@ Block ModelBuilder::build_block(const ModelSpec& spec, const std::shared_ptr<con
 
   MlpParts m;
   m.norm = load_norm(spec, prefix + "post_attention_layernorm", spec.hidden_size, "hidden_size");
+  m.norm.hadamard = hidden_hadamard;
   m.gate_up = std::make_unique<LinearGroup>(mlp + "input", spec.hidden_size);
   add(*m.gate_up, mlp + "gate_proj", LinearRole::kGate, spec.intermediate_size, spec.mlp_bias,
       "intermediate_size", "hidden_size");

@@ -21,16 +21,20 @@ void read_rotation(const Json& config, ModelSpec* spec, const std::string& sourc
   const auto rotation = config.find("nibble_rotation");
   if (rotation == config.end() || rotation->is_null()) return;
   if (!rotation->is_object()) fail("{}: 'nibble_rotation' must be an object", source);
-  const auto down = rotation->find("down_input");
-  if (down == rotation->end() || down->is_null()) return;
-  const std::string where = source + ": 'nibble_rotation', 'down_input'";
-  if (!down->is_object()) fail("{} must be an object", where);
-  HadamardShape shape = {.size = spec->intermediate_size};
-  shape.block = config_int(*down, "block", std::nullopt, 1, spec->intermediate_size, where);
-  shape.base = config_int(*down, "base", std::nullopt, 1, shape.block, where);
-  const std::string problem = hadamard_shape_problem(shape);
-  if (!problem.empty()) fail("{}: {}", where, problem);
-  spec->down_hadamard = shape;
+  const auto shape_at = [&](const char* key, int64_t size) -> std::optional<HadamardShape> {
+    const auto entry = rotation->find(key);
+    if (entry == rotation->end() || entry->is_null()) return std::nullopt;
+    const std::string where = format_text("{}: 'nibble_rotation', '{}'", source, key);
+    if (!entry->is_object()) fail("{} must be an object", where);
+    HadamardShape shape = {.size = size};
+    shape.block = config_int(*entry, "block", std::nullopt, 1, size, where);
+    shape.base = config_int(*entry, "base", std::nullopt, 1, shape.block, where);
+    const std::string problem = hadamard_shape_problem(shape);
+    if (!problem.empty()) fail("{}: {}", where, problem);
+    return shape;
+  };
+  spec->hidden_hadamard = shape_at("hidden_input", spec->hidden_size);
+  spec->down_hadamard = shape_at("down_input", spec->intermediate_size);
 }
 
 }  // namespace

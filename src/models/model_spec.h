@@ -53,8 +53,9 @@ struct ModelSpec {
   // Tokens a position sees, itself included, per layer; 0: all before it.
   std::vector<int64_t> sliding_window;
 
-  // Applied to the input of every down projection while running ("nibble_rotation" of a rotated model).
-  std::optional<HadamardShape> down_hadamard;
+  // Applied while running ("nibble_rotation" of a rotated model): to what the norms of attention and MLP
+  // yield, and to the input of every down projection.
+  std::optional<HadamardShape> hidden_hadamard, down_hadamard;
 
   int32_t bos_id = -1;
   std::vector<int32_t> eos_ids;  // of generation_config.json, else of config.json

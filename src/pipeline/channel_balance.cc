@@ -57,15 +57,18 @@ std::vector<ChannelSizes> measure_channels(const Checkpoint& checkpoint, const C
     throw_if_interrupted();
     Block block = model->load_block(layer, pool);
     stream.next_block(*model);
-    SquareSums attended, down;
+    SquareSums attention_input, mlp_input, attended, down;
     const InputTap tap = [&](const LinearGroup& group, const float* x, int64_t tokens) {
       const LinearRole role = group.slots().front().role;
+      if (role == LinearRole::kQuery) attention_input.add(x, tokens, group.in_features(), pool);
+      if (role == LinearRole::kGate) mlp_input.add(x, tokens, group.in_features(), pool);
       if (role == LinearRole::kAttentionOutput) attended.add(x, tokens, group.in_features(), pool);
       if (role == LinearRole::kDown) down.add(x, tokens, group.in_features(), pool);
       return true;
     };
     for (const auto& sublayer : block.sublayers) stream.run(*sublayer, &tap, pool);
-    sizes.push_back({attended.root_mean_squares(), down.root_mean_squares()});
+    sizes.push_back({attention_input.root_mean_squares(), mlp_input.root_mean_squares(),
+                     attended.root_mean_squares(), down.root_mean_squares()});
     progress.update(static_cast<double>(layer + 1));
   }
   progress.finish();

@@ -189,7 +189,9 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   const double hidden = static_cast<double>(spec.hidden_size);
   // Bytes per entry: the embedding read once and quantized; of a rotated model, embedding and head are there
   // as floats.
-  const double held_matrices = checkpoint.config().contains("nibble_rotation") ? 9 : 5;
+  const auto rotation = checkpoint.config().find("nibble_rotation");
+  const bool rotates_stream = rotation != checkpoint.config().end() && rotation->contains("residual");
+  const double held_matrices = rotates_stream ? 9 : 5;
   const double batch = std::max(2048.0, static_cast<double>(data.length));
   // Asymmetric calibration: the float block, its hidden states, the cross moments, two products of them, and
   // an input with its distance from the float model's.

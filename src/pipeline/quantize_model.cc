@@ -127,7 +127,9 @@ Checkpoint QuantizationRun::transform_checkpoint(Checkpoint checkpoint, const Qu
                                                  const CalibrationData& data, ThreadPool& pool) {
   const LinearSettings& settings = options.recipe.defaults;
   if (settings.rotation == "none") return checkpoint;
-  RotationOptions rotation = {.down_input = settings.rotation == "hadamard",
+  const bool of_inputs = settings.rotation == "hadamard-inputs";
+  RotationOptions rotation = {.hidden = of_inputs ? HiddenRotation::kInputs : HiddenRotation::kResidualStream,
+                              .down_input = settings.rotation != "hadamard-offline",
                               .seed = options.calibration.seed};
   if (settings.balance_channels && !data.empty()) {
     rotation.channels = measure_channels(checkpoint, data, pool);

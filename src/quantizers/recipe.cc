@@ -84,7 +84,7 @@ std::vector<std::string> format_names() {
   return names;
 }
 
-std::vector<std::string> rotations() { return {"none", "hadamard", "hadamard-offline"}; }
+std::vector<std::string> rotations() { return {"none", "hadamard", "hadamard-inputs", "hadamard-offline"}; }
 
 std::vector<std::string> column_orders() { return {"ascending", "natural", "descending"}; }
 

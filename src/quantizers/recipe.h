@@ -72,8 +72,9 @@ struct LinearSettings {
   std::string lnq_hessian = "plain";
   int64_t lnq_iterations = 4;  // LNQ: least-squares levels and one visit of every column, each
   // Of the whole model before anything else, so only in a recipe's defaults: "none"; "hadamard", the residual
-  // stream, the values of attention and, while running, the input of down projections; "hadamard-offline",
-  // the first two, which cost nothing while running.
+  // stream, the values of attention and, while running, the input of down projections; "hadamard-inputs",
+  // instead of the residual stream what attention and MLP read, while running; "hadamard-offline", what costs
+  // nothing while running: residual stream and values.
   std::string rotation = "none";
   // With a rotation and calibration: channels between two linears are balanced first (rotate_checkpoint.h).
   bool balance_channels = false;

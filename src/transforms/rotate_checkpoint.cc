@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -88,7 +89,13 @@ class CheckpointRotator {
 
  private:
   // Where a seed of its own is needed.
-  enum class Stream : uint64_t { kResidual = 1, kValues = 2, kDownInput = 3 };
+  enum class Stream : uint64_t {
+    kResidual = 1,
+    kValues = 2,
+    kDownInput = 3,
+    kAttentionInput = 4,
+    kMlpInput = 5
+  };
   uint64_t seed(Stream stream, int64_t layer) const {
     return options_.seed * 0x100000001b3u + static_cast<uint64_t>(stream) * (uint64_t{1} << 32) +
            static_cast<uint64_t>(layer);
@@ -101,7 +108,18 @@ class CheckpointRotator {
                   const Change& change);
   void add_changed(const std::string& from, const std::string& name, const Shape& shape,
                    const Change& change);
-  SharedFactors take_norm(const std::string& name);
+  bool rotates_stream() const { return options_.hidden == HiddenRotation::kResidualStream; }
+  // The weight of a norm; the result gets `replacement` in its place.
+  std::vector<float> read_norm(const std::string& name) const;
+  void add_norm(const std::string& name, const std::vector<float>& replacement);
+  // Takes care of a norm and says what its part in the inputs of the linears behind it is. `sizes` of the
+  // channels may be null.
+  struct Behind {
+    std::string linear;
+    int64_t outputs;
+  };
+  Change enter(const std::string& norm, std::span<const Behind> linears, const std::vector<float>* sizes,
+               uint64_t signs_seed);
   // Sums of squares of the columns of a linear of the source.
   std::vector<double> square_columns(const std::string& name, int64_t outputs, int64_t inputs) const;
   void rotate_block(int64_t layer);
@@ -112,8 +130,8 @@ class CheckpointRotator {
   std::shared_ptr<const Checkpoint> source_;
   ModelSpec spec_;
   RotationOptions options_;
-  SharedRotation residual_;
-  HadamardShape down_shape_, head_shape_;
+  SharedRotation residual_;  // null where the residual stream stays as it is
+  HadamardShape hidden_shape_, down_shape_, head_shape_;
   CheckpointBuilder builder_;
   std::set<std::string> done_;  // tensors of the source that are in the result, changed
 };
@@ -128,20 +146,52 @@ void CheckpointRotator::check_source() const {
         "rotation \"none\"",
         where, printable(spec_.model_type));
   }
-  if (spec_.down_hadamard) fail("{}: is rotated already", where);
+  if (source_->config().contains("nibble_rotation")) fail("{}: is rotated already", where);
 }
 
 void CheckpointRotator::add(CheckpointTensor tensor) { builder_.add_tensor(std::move(tensor)); }
 
-SharedFactors CheckpointRotator::take_norm(const std::string& name) {
+std::vector<float> CheckpointRotator::read_norm(const std::string& name) const {
   const CheckpointTensor& tensor = source_->require(name, {spec_.hidden_size});
-  auto weight = std::make_shared<std::vector<float>>(static_cast<size_t>(spec_.hidden_size));
-  tensor.read_rows(0, spec_.hidden_size, weight->data());
-  check_finite(weight->data(), spec_.hidden_size, tensor);
-  const std::vector<float> ones(weight->size(), 1.0f);
-  add(plain_tensor(name, Tensor::copy_of<float>({spec_.hidden_size}, ones), tensor.file));
-  done_.insert(name);
+  std::vector<float> weight(static_cast<size_t>(spec_.hidden_size));
+  tensor.read_rows(0, spec_.hidden_size, weight.data());
+  check_finite(weight.data(), spec_.hidden_size, tensor);
   return weight;
+}
+
+void CheckpointRotator::add_norm(const std::string& name, const std::vector<float>& replacement) {
+  add(plain_tensor(name, Tensor::copy_of<float>({spec_.hidden_size}, replacement),
+                   source_->require(name).file));
+  done_.insert(name);
+}
+
+Change CheckpointRotator::enter(const std::string& norm, std::span<const Behind> linears,
+                                const std::vector<float>* sizes, uint64_t signs_seed) {
+  std::vector<float> weight = read_norm(norm);
+  if (rotates_stream()) {
+    add_norm(norm, std::vector<float>(weight.size(), 1.0f));
+    return {.input_factors = std::make_shared<const std::vector<float>>(std::move(weight)),
+            .input = residual_};
+  }
+  Change change;
+  if (sizes != nullptr) {
+    NIBBLE_CHECK(static_cast<int64_t>(sizes->size()) == spec_.hidden_size);
+    std::vector<double> square_sizes, columns(weight.size());
+    for (const float size : *sizes) square_sizes.push_back(static_cast<double>(size) * size);
+    for (const Behind& behind : linears) {
+      const std::vector<double> of_one = square_columns(behind.linear, behind.outputs, spec_.hidden_size);
+      for (size_t j = 0; j < columns.size(); ++j) columns[j] += of_one[j];
+    }
+    const std::vector<float> factors = balance_factors(square_sizes, columns);
+    for (size_t j = 0; j < weight.size(); ++j) weight[j] /= factors[j];
+    change.input_factors = std::make_shared<const std::vector<float>>(factors);
+  }
+  const auto rotation =
+      std::make_shared<const Rotation>(hidden_shape_, random_signs(spec_.hidden_size, signs_seed));
+  for (size_t j = 0; j < weight.size(); ++j) weight[j] *= rotation->signs()[j];
+  change.input = rotation;
+  add_norm(norm, weight);
+  return change;
 }
 
 void CheckpointRotator::add_changed(const std::string& from, const std::string& name, const Shape& shape,
@@ -225,13 +275,13 @@ void CheckpointRotator::rotate_attention(int64_t layer) {
 
   SharedFactors value_factors, attended_factors;
   if (!options_.channels.empty()) {
-    const std::vector<float>& sizes = options_.channels.at(static_cast<size_t>(layer)).attended;
-    NIBBLE_CHECK(static_cast<int64_t>(sizes.size()) == spec_.query_size());
+    const std::vector<float>& channels = options_.channels.at(static_cast<size_t>(layer)).attended;
+    NIBBLE_CHECK(static_cast<int64_t>(channels.size()) == spec_.query_size());
     const std::vector<double> columns = square_columns(attention + "o_proj", hidden, spec_.query_size());
     std::vector<double> square_sizes(static_cast<size_t>(spec_.kv_size())), column_sums(square_sizes.size());
     for (int64_t i = 0; i < spec_.query_size(); ++i) {
       const auto channel = static_cast<size_t>(i);
-      square_sizes[value_channel(i)] += static_cast<double>(sizes[channel]) * sizes[channel];
+      square_sizes[value_channel(i)] += static_cast<double>(channels[channel]) * channels[channel];
       column_sums[value_channel(i)] += columns[channel];
     }
     const std::vector<float> factors = balance_factors(square_sizes, column_sums);
@@ -241,15 +291,23 @@ void CheckpointRotator::rotate_attention(int64_t layer) {
     attended_factors = std::move(spread);
   }
 
-  const SharedFactors norm = take_norm(prefix + "input_layernorm.weight");
+  const Behind kBehind[] = {{attention + "q_proj", spec_.query_size()},
+                            {attention + "k_proj", spec_.kv_size()},
+                            {attention + "v_proj", spec_.kv_size()}};
+  const std::vector<float>* sizes =
+      options_.channels.empty() ? nullptr : &options_.channels.at(static_cast<size_t>(layer)).attention_input;
+  const Change reads =
+      enter(prefix + "input_layernorm.weight", kBehind, sizes, seed(Stream::kAttentionInput, layer));
   const auto linear = [&](const char* name, int64_t outputs, int64_t inputs, const Change& change) {
     add_linear(attention + name, attention + name, outputs, inputs, change);
   };
-  const Change reads = {.input_factors = norm, .input = residual_};
   linear("q_proj", spec_.query_size(), hidden, reads);
   linear("k_proj", spec_.kv_size(), hidden, reads);
   linear("v_proj", spec_.kv_size(), hidden,
-         {.input_factors = norm, .output_factors = value_factors, .input = residual_, .output = values});
+         {.input_factors = reads.input_factors,
+          .output_factors = value_factors,
+          .input = reads.input,
+          .output = values});
   linear("o_proj", hidden, spec_.query_size(),
          {.input_factors = attended_factors, .input = attended, .output = residual_});
 }
@@ -258,18 +316,21 @@ void CheckpointRotator::rotate_mlp(int64_t layer) {
   const std::string prefix = "model.layers." + std::to_string(layer) + ".";
   const std::string mlp = prefix + "mlp.";
   const int64_t hidden = spec_.hidden_size, width = spec_.intermediate_size;
-  const SharedFactors norm = take_norm(prefix + "post_attention_layernorm.weight");
   const auto linear = [&](const char* name, int64_t outputs, int64_t inputs, const Change& change) {
     add_linear(mlp + name, mlp + name, outputs, inputs, change);
   };
-  Change gate = {.input_factors = norm, .input = residual_};
+  const Behind kBehind[] = {{mlp + "gate_proj", width}, {mlp + "up_proj", width}};
+  const std::vector<float>* sizes =
+      options_.channels.empty() ? nullptr : &options_.channels.at(static_cast<size_t>(layer)).mlp_input;
+  const Change gate =
+      enter(prefix + "post_attention_layernorm.weight", kBehind, sizes, seed(Stream::kMlpInput, layer));
   Change up = gate, down = {.output = residual_};
   std::vector<float> up_factors(static_cast<size_t>(width), 1.0f);
   if (!options_.channels.empty()) {
-    const std::vector<float>& sizes = options_.channels.at(static_cast<size_t>(layer)).down;
-    NIBBLE_CHECK(static_cast<int64_t>(sizes.size()) == width);
+    const std::vector<float>& channels = options_.channels.at(static_cast<size_t>(layer)).down;
+    NIBBLE_CHECK(static_cast<int64_t>(channels.size()) == width);
     std::vector<double> square_sizes;
-    for (const float size : sizes) square_sizes.push_back(static_cast<double>(size) * size);
+    for (const float size : channels) square_sizes.push_back(static_cast<double>(size) * size);
     const std::vector<float> factors =
         balance_factors(square_sizes, square_columns(mlp + "down_proj", hidden, width));
     up_factors = *inverse_of(factors);
@@ -289,31 +350,36 @@ void CheckpointRotator::rotate_mlp(int64_t layer) {
 
 Json CheckpointRotator::config() const {
   const auto shape = [](const HadamardShape& of) { return Json{{"block", of.block}, {"base", of.base}}; };
-  Json rotation = {
-      {"residual", shape(residual_->shape())}, {"values", shape(head_shape_)}, {"seed", options_.seed}};
+  Json rotation = {{rotates_stream() ? "residual" : "hidden_input", shape(hidden_shape_)},
+                   {"values", shape(head_shape_)},
+                   {"balanced_channels", !options_.channels.empty()},
+                   {"seed", options_.seed}};
   if (options_.down_input) rotation["down_input"] = shape(down_shape_);
   Json config = source_->config();
-  config["tie_word_embeddings"] = false;
+  if (rotates_stream()) config["tie_word_embeddings"] = false;
   config["nibble_rotation"] = std::move(rotation);
   return config;
 }
 
 Checkpoint CheckpointRotator::rotate() {
   check_source();
-  const HadamardShape hidden_shape = choose_hadamard_shape(spec_.hidden_size);
+  hidden_shape_ = choose_hadamard_shape(spec_.hidden_size);
   head_shape_ = choose_hadamard_shape(spec_.head_dim);
   down_shape_ = choose_hadamard_shape(spec_.intermediate_size);
-  residual_ = std::make_shared<const Rotation>(hidden_shape,
-                                               random_signs(spec_.hidden_size, seed(Stream::kResidual, 0)));
-  log_info("rotation: residual stream {}, heads {}, down projections {}", describe(hidden_shape),
+  log_info("rotation: {} {}, heads {}, down projections {}",
+           rotates_stream() ? "residual stream" : "inputs of attention and MLP", describe(hidden_shape_),
            describe(head_shape_), options_.down_input ? describe(down_shape_) : "none");
-
-  add_changed("model.embed_tokens.weight", "model.embed_tokens.weight", {spec_.vocabulary, spec_.hidden_size},
-              {.input = residual_});
+  if (rotates_stream()) {
+    residual_ = std::make_shared<const Rotation>(hidden_shape_,
+                                                 random_signs(spec_.hidden_size, seed(Stream::kResidual, 0)));
+    add_changed("model.embed_tokens.weight", "model.embed_tokens.weight",
+                {spec_.vocabulary, spec_.hidden_size}, {.input = residual_});
+    const Change reads = enter("model.norm.weight", {}, nullptr, 0);
+    add_linear(spec_.tied_embeddings ? "model.embed_tokens" : "lm_head", "lm_head", spec_.vocabulary,
+               spec_.hidden_size, reads);
+    done_.insert("lm_head.weight");  // a copy that some files of tied models carry
+  }
   for (int64_t layer = 0; layer < spec_.layers; ++layer) rotate_block(layer);
-  add_linear(spec_.tied_embeddings ? "model.embed_tokens" : "lm_head", "lm_head", spec_.vocabulary,
-             spec_.hidden_size, {.input_factors = take_norm("model.norm.weight"), .input = residual_});
-  done_.insert("lm_head.weight");  // a copy that some files of tied models carry
 
   for (const auto& [name, tensor] : source_->tensors()) {
     if (done_.contains(name)) continue;

@@ -121,12 +121,13 @@ INSTANTIATE_TEST_SUITE_P(Models, Backward,
                                            "tiny/qwen3"),
                          [](const auto& test) { return std::string(test.param).substr(5); });
 
-// Through the transform in front of the down projections of a rotated model: any model is one once told so.
+// Through the transforms of a rotated model: any model is one once told so.
 TEST(BackwardRotated, MatchesCentralDifferences) {
   const TemporaryFolder folder;
   std::filesystem::copy(fixture("tiny/llama"), folder.path(), std::filesystem::copy_options::recursive);
   Json config = read_json_file(folder.path() / "config.json");
-  config["nibble_rotation"] = {{"down_input", {{"block", 176}, {"base", 44}}}};
+  config["nibble_rotation"] = {{"down_input", {{"block", 176}, {"base", 44}}},
+                               {"hidden_input", {{"block", 32}, {"base", 1}}}};
   std::filesystem::remove(folder.path() / "config.json");
   std::ofstream(folder.path() / "config.json") << config;
   expect_central_differences(folder.path().string());

@@ -199,7 +199,7 @@ TEST(Recipe, WholeModelSettingsAreNoOverrides) {
         {"'" + setting + "'", "whole model"});
   }
   expect_mentions(message_of<UsageError>([&] { recipe.apply_set("rotation=sideways"); }),
-                  {"sideways", "none, hadamard, hadamard-offline"});
+                  {"sideways", "none, hadamard, hadamard-inputs, hadamard-offline"});
 }
 
 TEST(Recipe, OverridesApplyInOrderByNameRoleAndBits) {

@@ -41,6 +41,8 @@ std::vector<ChannelSizes> some_channel_sizes(const ModelSpec& spec) {
     return digit == 0 ? 0.0f : std::pow(10.0f, 0.25f * static_cast<float>(digit) - 2.0f);
   };
   for (ChannelSizes& layer : sizes) {
+    for (int64_t i = 0; i < spec.hidden_size; ++i) layer.attention_input.push_back(draw());
+    for (int64_t i = 0; i < spec.hidden_size; ++i) layer.mlp_input.push_back(draw());
     for (int64_t i = 0; i < spec.query_size(); ++i) layer.attended.push_back(draw());
     for (int64_t i = 0; i < spec.intermediate_size; ++i) layer.down.push_back(draw());
   }
@@ -51,12 +53,16 @@ std::vector<ChannelSizes> some_channel_sizes(const ModelSpec& spec) {
 void expect_same_function(const fs::path& folder, double allowed) {
   const Checkpoint source = Checkpoint::open(folder);
   const std::vector<float> expected = logits_of(source);
-  const RotationOptions kOptions[] = {
-      {.down_input = true, .seed = 0},
-      {.down_input = true, .seed = 12345},
-      {.down_input = false, .seed = 1},
-      {.down_input = true, .seed = 2, .channels = some_channel_sizes(read_model_spec(source))},
-      {.down_input = false, .seed = 3, .channels = some_channel_sizes(read_model_spec(source))}};
+  const std::vector<ChannelSizes> sizes = some_channel_sizes(read_model_spec(source));
+  constexpr HiddenRotation kInputs = HiddenRotation::kInputs;
+  const RotationOptions kOptions[] = {{.down_input = true, .seed = 0},
+                                      {.down_input = true, .seed = 12345},
+                                      {.down_input = false, .seed = 1},
+                                      {.down_input = true, .seed = 2, .channels = sizes},
+                                      {.down_input = false, .seed = 3, .channels = sizes},
+                                      {.hidden = kInputs, .down_input = true, .seed = 4},
+                                      {.hidden = kInputs, .down_input = true, .seed = 5, .channels = sizes},
+                                      {.hidden = kInputs, .down_input = false, .seed = 6, .channels = sizes}};
   for (const RotationOptions& options : kOptions) {
     const Checkpoint rotated = rotate_checkpoint(Checkpoint::open(folder), options);
     const double difference = max_difference(logits_of(rotated), expected) / standard_deviation(expected);
@@ -197,6 +203,32 @@ TEST(Rotation, SignsDependOnTheSeedOnly) {
     negative += sign < 0;
   }
   EXPECT_NEAR(static_cast<double>(negative), 5000, 250);  // five standard deviations
+}
+
+// The residual stream and what is tied to it stay; the norms hold signs.
+TEST(Rotation, OfInputsLeavesTheStream) {
+  const Checkpoint source = Checkpoint::open(fixture("tiny/qwen2"));
+  const Checkpoint rotated = rotate_checkpoint(Checkpoint::open(fixture("tiny/qwen2")),
+                                               {.hidden = HiddenRotation::kInputs, .seed = 7});
+  EXPECT_TRUE(rotated.config().at("tie_word_embeddings"));
+  EXPECT_FALSE(rotated.config().at("nibble_rotation").contains("residual"));
+  const ModelSpec spec = read_model_spec(rotated);
+  ASSERT_TRUE(spec.hidden_hadamard.has_value());
+  EXPECT_EQ(*spec.hidden_hadamard, (HadamardShape{64, 64, 1}));
+  for (const char* name : {"model.embed_tokens.weight", "model.norm.weight"}) {
+    const Tensor before = source.require(name).read_f32(), after = rotated.require(name).read_f32();
+    for (int64_t i = 0; i < before.elements(); ++i)
+      ASSERT_EQ(after.data<float>()[i], before.data<float>()[i]);
+  }
+  const char* kNorm = "model.layers.0.input_layernorm.weight";
+  const Tensor before = source.require(kNorm).read_f32(), after = rotated.require(kNorm).read_f32();
+  int64_t turned = 0;
+  for (int64_t i = 0; i < before.elements(); ++i) {
+    EXPECT_EQ(std::fabs(after.data<float>()[i]), std::fabs(before.data<float>()[i]));
+    turned += after.data<float>()[i] == -before.data<float>()[i];
+  }
+  EXPECT_GT(turned, 10);
+  EXPECT_LT(turned, 54);
 }
 
 // Balancing gives each channel and the column behind it the same size, up to one factor for all.
