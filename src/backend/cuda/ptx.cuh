@@ -58,6 +58,18 @@ __device__ inline void bulk_copy(void* shared, const void* global, uint32_t byte
       : "memory");
 }
 
+// The box of a tensor map at (column, row), in elements of the map, into shared memory as the map swizzles it.
+__device__ inline void tile_copy(void* shared, const void* tensor_map, int column, int row, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          shared_address(shared)),
+      "l"(tensor_map), "r"(column), "r"(row), "r"(shared_address(barrier))
+      : "memory");
+}
+__device__ inline void prefetch_tensor_map(const void* tensor_map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(tensor_map) : "memory");
+}
+
 // --- dependent launches: the next kernel of the stream may start now; this one waits for the previous one's
 // results.
 __device__ inline void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
