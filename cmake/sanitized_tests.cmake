@@ -5,7 +5,7 @@
 
 set(NIBBLE_SANITIZED_TREE "" CACHE PATH "Build tree with sanitizers whose tests ctest runs here too")
 # Test programs by name: parsers, whatever validates what they read, and the fuzz targets' replays.
-set(NIBBLE_SANITIZED_PATTERN "^(io|tokenizer|quik|group_int|packed|recipe|base|format|fuzz)")
+set(NIBBLE_SANITIZED_PATTERN "^(io|tokenizer|evaluation_tasks|quik|group_int|squeezellm|mixed_2|packed|recipe|base|format|fuzz)")
 
 function(nibble_collect_sanitized result)
   set(found)

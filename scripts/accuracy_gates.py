@@ -8,8 +8,9 @@ tests/fixtures/text/valid.txt without special tokens, 40 windows of 512 tokens (
 from its second token; calibration on the ids beside the fixtures; embedding and head stay at 16 bits.
 
 A gate holds when perplexity is at most 2 % and KL at most 5 % above the reference's row (or three of their standard errors,
-if that is more), when KL orders quik-8b < quik-4b < rtn-w4a4, and when the float model's perplexity is within 0.02 % of
-transformers'. SmolLM2 is read from $NIBBLE_SMOLLM2 or models/ (scripts/fetch_smollm2.sh gets it).
+if that is more), when KL orders recipes as KL_ORDERS says (quik-8b < quik-4b < rtn-w4a4, ...), and when the float model's
+perplexity is within 0.02 % of transformers'. A row's "set" are settings that the reference had and the recipe has not.
+SmolLM2 is read from $NIBBLE_SMOLLM2 or models/ (scripts/fetch_smollm2.sh gets it).
 
 Writes bench/results/accuracy_<machine>.txt and .json when everything was measured. Exit code: 0 all gates hold, 1 not.
 """
@@ -27,7 +28,16 @@ from measure import ROOT, nibble
 
 REFERENCE = ROOT / "bench" / "reference" / "accuracy.json"
 TEXT_CHARACTERS = 200_000
-RECIPE_ORDER = ["quik-8b", "quik-4b", "rtn-w4a4"]
+RECIPE_ORDER = ["quik-8b", "quik-4b", "rtn-w4a4", "quik-4b-gptaq", "gptq-w4a16-g128", "rtn-w4a16-g128", "gptq-w3a16", "rtn-w3a16",
+                "quik-8b-sparse", "quik-4b-sparse", "w4a4-hadamard",
+                "mixed-2-4-16", "mixed-2-4", "fptq", "squeezellm-4b-sparse",
+                "squeezellm-4b", "squeezellm-3b-lnq", "squeezellm-3b-sparse", "squeezellm-3b"]
+# Within each, KL must rise.
+KL_ORDERS = [["quik-8b", "quik-4b", "rtn-w4a4"], ["quik-4b-gptaq", "quik-4b"], ["gptq-w4a16-g128", "rtn-w4a16-g128"],
+             ["gptq-w3a16", "rtn-w3a16"], ["quik-8b-sparse", "quik-4b-sparse"], ["quik-4b", "w4a4-hadamard", "rtn-w4a4"],
+             ["mixed-2-4-16", "mixed-2-4"], ["quik-8b", "fptq"],
+             ["squeezellm-4b-sparse", "squeezellm-4b", "squeezellm-3b-sparse", "squeezellm-3b"],
+             ["squeezellm-3b-lnq", "squeezellm-3b"], ["squeezellm-3b-sparse", "gptq-w3a16"]]
 
 
 def model_path(name):
@@ -69,9 +79,10 @@ def check_float_path(reference, models, text, gates, commands):
 def measure_recipe(name, protocol, recipe, text, folder, commands):
     """Quantizes model `name`, measures it, and returns one row of results."""
     source, output = model_path(name), folder / f"{name}-{recipe}"
+    settings = [word for field in protocol["rows"][recipe].get("set", []) for word in ("--set", field)]
     started = time.monotonic()
     nibble("quantize", source, "-o", output, "--recipe", recipe, "--calib-ids", ROOT / protocol["calibration"],
-           "--embedding-bits", 16, "--force", log=commands)
+           "--embedding-bits", 16, "--force", *settings, log=commands)
     seconds = time.monotonic() - started
     result = perplexity(output, text, protocol["window"], protocol["windows"], commands, reference=source)
     facts = nibble("inspect", output, log=commands)
@@ -92,10 +103,11 @@ def check_recipe(name, row, wanted, gates):
 
 
 def check_order(name, rows, gates):
-    measured = [(r, rows[r]["kl_divergence"]) for r in RECIPE_ORDER if r in rows]
-    if len(measured) > 1:
-        gates.check(f"{name}, order of KL", all(a[1] < b[1] for a, b in zip(measured, measured[1:])),
-                    " < ".join(f"{r} {kl:.4f}" for r, kl in measured))
+    for order in KL_ORDERS:
+        measured = [(r, rows[r]["kl_divergence"]) for r in order if r in rows]
+        if len(measured) > 1:
+            gates.check(f"{name}, order of KL", all(a[1] < b[1] for a, b in zip(measured, measured[1:])),
+                        " < ".join(f"{r} {kl:.4f}" for r, kl in measured))
 
 
 def accuracy_table(protocol, floating, rows):
@@ -155,7 +167,7 @@ def main():
         protocol = reference["models"][name]
         results[name] = {"float": perplexity(model_path(name), text, protocol["window"], protocol["windows"], commands),
                          "recipes": {}}
-        for recipe in sorted(recipes, key=RECIPE_ORDER.index):
+        for recipe in sorted(set(recipes) & set(protocol["rows"]), key=RECIPE_ORDER.index):
             row = measure_recipe(name, protocol, recipe, text, folder, commands)
             if not options.keep:
                 shutil.rmtree(folder / f"{name}-{recipe}")

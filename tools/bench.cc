@@ -24,6 +24,12 @@ struct BenchCommand {
   int64_t depth = 0;       // tokens in the context before decoding starts
   int64_t batch = 1;       // sequences decoded together
   int64_t repetitions = 3;
+  std::string key_cache = "f16", value_cache = "f16";
+
+  CacheTypes cache() const {
+    return {cache_type_from_name(key_cache, "--cache-type-k"),
+            cache_type_from_name(value_cache, "--cache-type-v")};
+  }
 };
 
 double median(std::vector<double> values) {
@@ -44,8 +50,8 @@ std::vector<int32_t> random_ids(int64_t count, int64_t vocabulary, uint64_t stre
   return ids;
 }
 
-double prompt_seconds(const Engine& engine, const std::vector<int32_t>& ids) {
-  Session session(engine, static_cast<int64_t>(ids.size()), CacheType::kF16);
+double prompt_seconds(const Engine& engine, const std::vector<int32_t>& ids, CacheTypes cache) {
+  Session session(engine, static_cast<int64_t>(ids.size()), cache);
   const double started = monotonic_seconds();
   session.append(ids);
   return monotonic_seconds() - started;
@@ -54,10 +60,9 @@ double prompt_seconds(const Engine& engine, const std::vector<int32_t>& ids) {
 // `batch` sequences advance together, one token each per step, from `depth` tokens of context on.
 class BatchDecoder {
  public:
-  BatchDecoder(const Engine& engine, int64_t batch, int64_t depth, int64_t steps)
+  BatchDecoder(const Engine& engine, int64_t batch, int64_t depth, int64_t steps, CacheTypes cache)
       : engine_(engine), batch_(batch), position_(depth) {
-    for (int64_t i = 0; i < batch; ++i)
-      caches_.push_back(engine.model().make_cache(depth + steps, CacheType::kF16));
+    for (int64_t i = 0; i < batch; ++i) caches_.push_back(engine.model().make_cache(depth + steps, cache));
     for (int64_t done = 0; done < depth; done += kPromptBatch) {
       const int64_t count = std::min(kPromptBatch, depth - done);
       for (int64_t i = 0; i < batch; ++i) {
@@ -106,7 +111,7 @@ class BatchDecoder {
 };
 
 double decode_seconds(const Engine& engine, const BenchCommand& options, int64_t steps) {
-  BatchDecoder decoder(engine, options.batch, options.depth, steps);
+  BatchDecoder decoder(engine, options.batch, options.depth, steps, options.cache());
   const double started = monotonic_seconds();
   for (int64_t i = 0; i < steps; ++i) decoder.step(static_cast<uint64_t>(i));
   return monotonic_seconds() - started;
@@ -135,16 +140,20 @@ int bench(const BenchCommand& options, const CommonOptions& common) {
     fail("{}: {} tokens are more than the model's context of {}", options.model.string(), needed,
          engine->context_length());
   }
+  // Of one sequence of the longest length measured.
+  const size_t cache_bytes =
+      engine->model().make_cache(std::max<int64_t>(1, needed), options.cache())->bytes();
   const std::vector<int32_t> prompt = random_ids(options.prompt, engine->vocabulary(), 0);
   std::vector<double> prompt_samples, decode_samples;
   const double steps = static_cast<double>(2 * options.repetitions + 1);
   Progress progress("measuring", steps);
-  if (options.prompt > 0) prompt_seconds(*engine, prompt);
+  if (options.prompt > 0) prompt_seconds(*engine, prompt, options.cache());
   if (options.generate > 0) decode_seconds(*engine, options, std::min<int64_t>(options.generate, 4));
   progress.update(1, "warmed up");
   for (int64_t i = 0; i < options.repetitions; ++i) {
     if (options.prompt > 0)
-      prompt_samples.push_back(static_cast<double>(options.prompt) / prompt_seconds(*engine, prompt));
+      prompt_samples.push_back(static_cast<double>(options.prompt) /
+                               prompt_seconds(*engine, prompt, options.cache()));
     progress.update(static_cast<double>(2 * i + 2));
     if (options.generate > 0) {
       decode_samples.push_back(static_cast<double>(options.batch * options.generate) /
@@ -172,6 +181,9 @@ int bench(const BenchCommand& options, const CommonOptions& common) {
                         {"generated_tokens", options.generate},
                         {"depth", options.depth},
                         {"batch", options.batch},
+                        {"cache_type_k", cache_type_name(options.cache().keys)},
+                        {"cache_type_v", cache_type_name(options.cache().values)},
+                        {"cache_bytes", cache_bytes},
                         {"threads", engine->pool()->size()},
                         {"load_seconds", engine->load_seconds()},
                         {"cpu", cpu_description()},
@@ -195,6 +207,9 @@ int bench(const BenchCommand& options, const CommonOptions& common) {
   for (const auto& [text, count] : kernels)
     write_output(format_text("kernels  {} linears: {}\n", count, text));
   write_output(format_text("         head: {}\n", head_text));
+  write_output(format_text("cache    {} keys, {} values: {} for {} tokens\n",
+                           cache_type_name(options.cache().keys), cache_type_name(options.cache().values),
+                           format_bytes(static_cast<double>(cache_bytes)), needed));
   write_output(format_text("memory   {} at most, loaded in {:.2f} s\n",
                            format_bytes(static_cast<double>(peak_memory_bytes())), engine->load_seconds()));
   return kExitDone;
@@ -219,6 +234,7 @@ Action add_bench(CLI::App& command) {
   number("-r,--repetitions", &options->repetitions, 1,
          "Measurements of each, alternating; medians are reported");
   number("-b,--batch", &options->batch, 1, "Sequences decoded together");
+  add_cache_options(command, &options->key_cache, &options->value_cache);
   number("-d,--depth", &options->depth, 0, "Tokens in the context before decoding starts");
   CLI::Option* shape = command
                            .add_option("--shape", shapes->shape,

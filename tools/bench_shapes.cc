@@ -110,9 +110,14 @@ PackedLinear synthetic_linear(const Member& member, const Group& group, const Re
       select_outlier_columns(statistics, settings, group.hidden, member.role == LinearRole::kDown);
   const LinearFormat* format = find_format(settings.format);
   if (format == nullptr) fail_usage("recipe {}: there is no format '{}'", recipe->name, settings.format);
+  // Formats of their own quantizers take what those sample.
+  if (const Quantizer& quantizer = find_quantizer(settings.quantizer); quantizer.sample != nullptr) {
+    return format->pack(quantizer.sample(settings, member.out_features, group.in_features, outliers), name);
+  }
   return format->pack(
       synthetic_weight(member.out_features, group.in_features, static_cast<int>(settings.weight_bits),
-                       static_cast<int>(settings.activation_bits), settings.group_size,
+                       static_cast<int>(settings.activation_bits),
+                       settings.group_size_for(group.in_features - static_cast<int64_t>(outliers.size())),
                        static_cast<int64_t>(outliers.size())),
       name);
 }

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/log.h"
+#include "models/kv_cache.h"
 
 namespace nibble {
 
@@ -41,6 +42,31 @@ CLI::Option* add_model_argument(CLI::App& command, std::filesystem::path* model)
   return command.add_option("MODEL", *model, "Hugging Face folder, GGUF file or nibble folder")
       ->required()
       ->type_name("");
+}
+
+void add_cache_options(CLI::App& command, std::string* keys, std::string* values) {
+  const auto check = CLI::Validator(
+      [](std::string& name) -> std::string {
+        try {
+          cache_type_from_name(name, "the type");
+        } catch (const UsageError& error) {
+          return error.what();
+        }
+        return "";
+      },
+      "");
+  command
+      .add_option_function<std::string>(
+          "--cache-type", [keys, values](const std::string& name) { *keys = *values = name; },
+          "How keys and values are kept: f32, f16, q8 or q4 (default: " + *keys + ")")
+      ->check(check)
+      ->type_name("TYPE");
+  command.add_option("--cache-type-k", *keys, "The same for keys only, also -ctk")
+      ->check(check)
+      ->type_name("TYPE");
+  command.add_option("--cache-type-v", *values, "The same for values only, also -ctv")
+      ->check(check)
+      ->type_name("TYPE");
 }
 
 CLI::Validator whole_number(int64_t least, int64_t most) {

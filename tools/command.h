@@ -41,6 +41,9 @@ struct CommonOptions {
 std::shared_ptr<CommonOptions> add_common_options(CLI::App& command);
 // The positional MODEL, required.
 CLI::Option* add_model_argument(CLI::App& command, std::filesystem::path* model);
+// --cache-type, --cache-type-k and --cache-type-v (-ctk and -ctv as in llama.cpp). The two texts hold the
+// default, which the help says.
+void add_cache_options(CLI::App& command, std::string* keys, std::string* values);
 // The end of a help text: examples, one command line each, after an optional note.
 void set_examples(CLI::App& command, std::initializer_list<const char*> lines, const std::string& note = "");
 // A check for options: a whole number from `least` to `most`, told as such when it is not.
@@ -63,6 +66,8 @@ Action add_logits(CLI::App& command);
 Action add_tokenize(CLI::App& command);
 Action add_inspect(CLI::App& command);
 Action add_bench(CLI::App& command);
+Action add_compare(CLI::App& command);
+Action add_evaluate(CLI::App& command);
 Action add_doctor(CLI::App& command);
 
 }  // namespace nibble

@@ -3,124 +3,14 @@
 #include <map>
 
 #include "base/error.h"
-#include "base/interrupt.h"
-#include "base/log.h"
 #include "command.h"
 #include "io/checkpoint.h"
 #include "json_output.h"
-#include "models/model.h"
+#include "pipeline/quantization_record.h"
+#include "runtime/model_facts.h"
 
 namespace nibble {
 namespace {
-
-struct LinearReport {
-  std::string name, format, kernel, arithmetic;
-  int64_t out_features = 0, in_features = 0;
-  int bits = 0;
-  int64_t outlier_columns = 0, sparse_values = 0;
-  double stored_bytes = 0;                                   // metadata included, the bias not
-  std::vector<std::pair<std::string, std::string>> refused;  // faster kernels and why they do not run it
-  double weights() const { return static_cast<double>(out_features) * static_cast<double>(in_features); }
-};
-
-struct ModelReport {
-  std::vector<LinearReport> linears;  // of the decoder's blocks, in execution order
-  LinearReport embedding, head;
-  bool tied_head = false;
-  std::map<int, double> multiply_adds;  // of the decoder's linears per token, by weight bits
-  double parameters = 0;                // of the source model
-  size_t prepared_bytes = 0;            // memory that kernels hold beside the file
-};
-
-// Bytes that a linear takes in its file: GGUF's block types are decoded when read, so what is in memory does
-// not tell.
-double stored_bytes(const Checkpoint& checkpoint, const PackedLinear& packed) {
-  const CheckpointTensor* source = checkpoint.find(packed.name + ".weight");
-  return static_cast<double>(source != nullptr ? source->stored_bytes : packed.weight_bytes());
-}
-
-LinearReport describe(const Checkpoint& checkpoint, const PackedLinear& packed, const LinearKernel* kernel) {
-  LinearReport report;
-  report.name = packed.name;
-  report.format = packed.format->name;
-  report.kernel = kernel == nullptr ? "" : kernel->name;
-  report.arithmetic = packed.format->arithmetic(packed);
-  report.out_features = packed.out_features;
-  report.in_features = packed.in_features;
-  report.bits = packed.format->code_bits(packed);
-  report.outlier_columns = packed.parameter("outlier_columns", 0);
-  report.sparse_values = packed.parameter("sparse_values", 0);
-  report.stored_bytes = report.format == "dense" ? stored_bytes(checkpoint, packed)
-                                                 : static_cast<double>(packed.weight_bytes());
-  if (kernel != nullptr) {
-    for (const auto& [refused, reason] :
-         choose_kernel({.linear = &packed, .out_features = packed.out_features}).refused) {
-      report.refused.emplace_back(refused->name, reason);
-    }
-  }
-  return report;
-}
-
-// Loads one block at a time: the memory of one block, whatever the size of the model.
-ModelReport examine(const Checkpoint& checkpoint, ThreadPool& pool) {
-  ModelReport report;
-  const std::unique_ptr<Model> model = Model::load_shell(checkpoint, pool);
-  Progress progress("reading", static_cast<double>(model->spec().layers));
-  for (int64_t layer = 0; layer < model->spec().layers; ++layer) {
-    throw_if_interrupted();
-    Block block = model->load_block(layer, pool);
-    for (const auto& sublayer : block.sublayers) {
-      for (LinearGroup* group : sublayer->groups()) {
-        for (size_t i = 0; i < group->slots().size(); ++i) {
-          const PackedLinear& packed = *group->slots()[i].packed;
-          report.linears.push_back(describe(checkpoint, packed, group->kernel_of(i)));
-          report.linears.back().name = group->slots()[i].name;
-          for (const auto& [bits, count] : packed.format->multiply_adds(packed))
-            report.multiply_adds[bits] += count;
-        }
-        report.prepared_bytes += group->prepared_bytes();
-      }
-    }
-    progress.update(static_cast<double>(layer + 1));
-  }
-  const ModelSpec& spec = model->spec();
-  report.tied_head = spec.tied_embeddings;
-  report.embedding = describe(checkpoint, model->embedding(), nullptr);
-  report.head = describe(checkpoint, *model->head().slots().front().packed, model->head().kernel_of(0));
-  report.prepared_bytes += model->head().prepared_bytes();
-
-  for (const LinearReport& linear : report.linears) report.parameters += linear.weights();
-  report.parameters += report.embedding.weights() + (report.tied_head ? 0 : report.head.weights());
-  for (const auto& [name, tensor] : checkpoint.tensors()) {  // norms and biases
-    if (tensor.shape.size() == 1 && (name.ends_with("norm.weight") || name.ends_with(".bias"))) {
-      report.parameters += static_cast<double>(tensor.shape[0]);
-    }
-  }
-  return report;
-}
-
-// Of the linears that are stored in a quantized format; of all where none is.
-double bits_per_weight(const ModelReport& report) {
-  double bytes = 0, weights = 0, all_bytes = 0, all_weights = 0;
-  for (const LinearReport& linear : report.linears) {
-    all_bytes += linear.stored_bytes;
-    all_weights += linear.weights();
-    if (linear.format == "dense") continue;
-    bytes += linear.stored_bytes;
-    weights += linear.weights();
-  }
-  return weights > 0 ? 8 * bytes / weights : all_weights > 0 ? 8 * all_bytes / all_weights : 0;
-}
-
-OrderedJson mac_share(const ModelReport& report) {
-  double total = 0;
-  for (const auto& [bits, count] : report.multiply_adds) total += count;
-  OrderedJson shares = OrderedJson::object();
-  for (const auto& [bits, count] : report.multiply_adds) {
-    if (count > 0) shares[std::to_string(bits)] = count / total;
-  }
-  return shares;
-}
 
 const char* kind_name(CheckpointKind kind) {
   switch (kind) {
@@ -134,12 +24,27 @@ const char* kind_name(CheckpointKind kind) {
   return "";
 }
 
-OrderedJson to_json(const LinearReport& linear, bool with_reasons) {
+// "4.1e-02 model.layers.0.mlp.down_proj, ..." of the linears whose outputs lost most when they were
+// quantized.
+std::string worst_linears(const QuantizationRecord& record, size_t count) {
+  std::vector<std::pair<double, std::string>> worst;
+  for (const auto& [name, error] : record.errors) {
+    if (error.of_linear() > 0) worst.emplace_back(-error.of_linear(), name);
+  }
+  std::sort(worst.begin(), worst.end());
+  std::string text;
+  for (size_t i = 0; i < std::min(count, worst.size()); ++i)
+    text += format_text("{}{:.1e} {}", i == 0 ? "" : ", ", -worst[i].first, worst[i].second);
+  return text;
+}
+
+OrderedJson to_json(const LinearFacts& linear, bool with_reasons) {
   OrderedJson json = {{"name", linear.name},
                       {"format", linear.format},
                       {"bits", linear.bits},
                       {"kernel", linear.kernel},
                       {"arithmetic", linear.arithmetic},
+                      {"activations", linear.activations},
                       {"outlier_columns", linear.outlier_columns},
                       {"sparse_values", linear.sparse_values},
                       {"out_features", linear.out_features},
@@ -165,46 +70,49 @@ std::string model_type(const Checkpoint& checkpoint) {
   return json_string(checkpoint.config(), "model_type", "unknown", checkpoint.path().string());
 }
 
-void print_linears(const ModelReport& report, bool kernels) {
+void print_linears(const ModelFacts& report, bool kernels) {
   // Layers of one model are mostly alike: equal rows are told once, with how many there are.
   struct Row {
-    const LinearReport* first;
+    const LinearFacts* first;
     int64_t count = 0;
-    double bytes = 0, weights = 0;
+    double bytes = 0, weights = 0, sparse = 0;
   };
   std::vector<Row> rows;
   std::map<std::string, size_t> index;
-  for (const LinearReport& linear : report.linears) {
+  for (const LinearFacts& linear : report.linears) {
     std::string role = linear.name;
     const size_t dot = role.rfind('.');
     if (dot != std::string::npos) role = role.substr(dot + 1);
-    const std::string key = format_text("{}|{}|{}|{}|{}|{}x{}|{}|{}", role, linear.format, linear.bits,
-                                        linear.kernel, linear.arithmetic, linear.out_features,
-                                        linear.in_features, linear.outlier_columns, linear.sparse_values);
+    const std::string key =
+        format_text("{}|{}|{}|{}|{}|{}|{}x{}|{}|{}", role, linear.format, linear.bits, linear.kernel,
+                    linear.arithmetic, linear.activations, linear.out_features, linear.in_features,
+                    linear.outlier_columns, linear.sparse_values > 0);
     const auto [found, inserted] = index.emplace(key, rows.size());
     if (inserted) rows.push_back({.first = &linear});
     Row& row = rows[found->second];
     ++row.count;
     row.bytes += linear.stored_bytes;
     row.weights += linear.weights();
+    row.sparse += static_cast<double>(linear.sparse_values);
   }
-  write_output(format_text("\n{:>5}  {:<12} {:>13}  {:<10} {:>5}  {:<22} {:>8} {:>7}  {}\n", "count",
-                           "linear", "out x in", "format", "bits", "arithmetic", "outliers", "b/w",
-                           "kernel"));
+  write_output(format_text("\n{:>5}  {:<12} {:>13}  {:<12} {:>5}  {:<22} {:<19} {:>8} {:>8} {:>7}  {}\n",
+                           "count", "linear", "out x in", "format", "bits", "arithmetic", "activations",
+                           "outliers", "sparse %", "b/w", "kernel"));
   for (const Row& row : rows) {
-    const LinearReport& linear = *row.first;
-    write_output(format_text("{:>5}  {:<12} {:>13}  {:<10} {:>5}  {:<22} {:>8} {:>7.3f}  {}\n", row.count,
-                             linear.name.substr(linear.name.rfind('.') + 1),
-                             format_text("{}x{}", linear.out_features, linear.in_features), linear.format,
-                             linear.bits, linear.arithmetic, linear.outlier_columns,
-                             8 * row.bytes / row.weights, linear.kernel));
+    const LinearFacts& linear = *row.first;
+    write_output(format_text(
+        "{:>5}  {:<12} {:>13}  {:<12} {:>5}  {:<22} {:<19} {:>8} {:>8.2f} {:>7.3f}  {}\n", row.count,
+        linear.name.substr(linear.name.rfind('.') + 1),
+        format_text("{}x{}", linear.out_features, linear.in_features), linear.format, linear.bits,
+        linear.arithmetic, linear.activations.empty() ? "-" : linear.activations, linear.outlier_columns,
+        100 * row.sparse / row.weights, 8 * row.bytes / row.weights, linear.kernel));
     if (!kernels) continue;
     for (const auto& [kernel, reason] : linear.refused)
       write_output(format_text("{:>21} not {}: {}\n", "", kernel, reason));
   }
 }
 
-void print_report(const Checkpoint& checkpoint, const ModelSpec& spec, const ModelReport& report,
+void print_report(const Checkpoint& checkpoint, const ModelSpec& spec, const ModelFacts& report,
                   bool kernels) {
   write_output(
       format_text("architecture    {}, {} layers, hidden {}, FFN {}, {} heads ({} for keys) of {}, "
@@ -222,12 +130,10 @@ void print_report(const Checkpoint& checkpoint, const ModelSpec& spec, const Mod
                            format_bytes(file_bytes), report.parameters / 1e6,
                            8 * file_bytes / report.parameters));
   write_output(format_text("linears         {} in {} blocks, {:.3f} bits per weight, metadata included\n",
-                           report.linears.size(), spec.layers, bits_per_weight(report)));
+                           report.linears.size(), spec.layers, report.bits_per_weight()));
   std::string shares;
-  const OrderedJson mac_shares = mac_share(report);
-  for (const auto& [bits, share] : mac_shares.items()) {
-    shares +=
-        format_text("{}{:.1f} % in {} bit", shares.empty() ? "" : ", ", 100 * share.get<double>(), bits);
+  for (const auto& [bits, share] : report.mac_share()) {
+    shares += format_text("{}{:.1f} % in {} bit", shares.empty() ? "" : ", ", 100 * share, bits);
   }
   write_output(format_text("multiply-adds   {} (of the blocks' linears, by bits of the weight)\n", shares));
   write_output(format_text("embedding       {} {} bit, {:.3f} bits per weight\n", report.embedding.format,
@@ -236,6 +142,10 @@ void print_report(const Checkpoint& checkpoint, const ModelSpec& spec, const Mod
   write_output(format_text("head            {} {} bit, {}, {}{}\n", report.head.format, report.head.bits,
                            report.head.arithmetic, report.head.kernel,
                            report.tied_head ? ", tied to the embedding" : ""));
+  if (checkpoint.kind() == CheckpointKind::kNibble) {
+    const std::string worst = worst_linears(read_quantization_record(checkpoint), 3);
+    if (!worst.empty()) write_output(format_text("largest errors  {}\n", worst));
+  }
   print_linears(report, kernels);
 }
 
@@ -276,7 +186,7 @@ int inspect(const std::filesystem::path& path, bool kernels, const CommonOptions
 
   ThreadPool pool(common.threads);
   const ModelSpec spec = read_model_spec(checkpoint);
-  const ModelReport report = examine(checkpoint, pool);
+  const ModelFacts report = read_model_facts(checkpoint, pool);
   if (!common.json) {
     print_report(checkpoint, spec, report, kernels);
     return kExitDone;
@@ -287,12 +197,13 @@ int inspect(const std::filesystem::path& path, bool kernels, const CommonOptions
   json["vocabulary"] = spec.vocabulary;
   json["context_length"] = spec.context_length;
   json["parameters"] = static_cast<int64_t>(report.parameters);
-  json["bits_per_weight"] = bits_per_weight(report);
+  json["bits_per_weight"] = report.bits_per_weight();
   json["file_bits_per_weight"] = 8 * static_cast<double>(checkpoint.file_bytes()) / report.parameters;
-  json["mac_share"] = mac_share(report);
+  json["mac_share"] = OrderedJson::object();
+  for (const auto& [bits, share] : report.mac_share()) json["mac_share"][std::to_string(bits)] = share;
   json["prepared_bytes"] = report.prepared_bytes;
   json["linears"] = OrderedJson::array();
-  for (const LinearReport& linear : report.linears) json["linears"].push_back(to_json(linear, kernels));
+  for (const LinearFacts& linear : report.linears) json["linears"].push_back(to_json(linear, kernels));
   json["embedding"] = to_json(report.embedding, false);
   json["head"] = to_json(report.head, kernels);
   json["head"]["tied"] = report.tied_head;
@@ -300,6 +211,13 @@ int inspect(const std::filesystem::path& path, bool kernels, const CommonOptions
     const Json& quantization = checkpoint.config().at("quantization_config");
     for (const char* key : {"recipe", "provenance"}) {
       if (quantization.contains(key)) json[key] = quantization.at(key);
+    }
+    const QuantizationRecord record = read_quantization_record(checkpoint);
+    for (OrderedJson& linear : json["linears"]) {
+      const auto found = record.errors.find(linear.at("name").get<std::string>());
+      if (found == record.errors.end()) continue;
+      linear["weight_error"] = found->second.weight;
+      linear["output_error"] = found->second.output;
     }
   }
   write_json(json);

@@ -15,9 +15,12 @@ struct LogitsCommand {
   std::filesystem::path model, output, ids_file;
   std::string prompt;
   bool no_special = false;
+  std::string key_cache = "f32", value_cache = "f32";
 };
 
 int write_logits(const LogitsCommand& options, const CommonOptions& common) {
+  const CacheTypes cache = {cache_type_from_name(options.key_cache, "--cache-type-k"),
+                            cache_type_from_name(options.value_cache, "--cache-type-v")};
   // Claimed first: a place that cannot be written should be refused before the work, not after.
   AtomicOutput output(options.output, false, true);
   const auto engine = Engine::open(options.model, std::make_shared<ThreadPool>(common.threads));
@@ -41,7 +44,7 @@ int write_logits(const LogitsCommand& options, const CommonOptions& common) {
   Tensor id_tensor = Tensor::empty(DType::kI64, {count});
   for (int64_t i = 0; i < count; ++i) id_tensor.mutable_data<int64_t>()[i] = ids[static_cast<size_t>(i)];
   Tensor logits = Tensor::empty(DType::kF32, {count, engine->vocabulary()});
-  Session(*engine, count, CacheType::kF32).append(ids, logits.mutable_data<float>());
+  Session(*engine, count, cache).append(ids, logits.mutable_data<float>());
 
   SafetensorsWriter writer(output.temporary_path(), {{"input_ids", DType::kI64, id_tensor.shape()},
                                                      {"logits", DType::kF32, logits.shape()}});
@@ -76,6 +79,7 @@ Action add_logits(CLI::App& command) {
   input->require_option(1);
   command.add_flag("--no-special", options->no_special,
                    "Do not start with the tokens that the tokenizer adds (BOS)");
+  add_cache_options(command, &options->key_cache, &options->value_cache);
   set_examples(command, {"nibble logits MODEL -p 'Hello world' -o logits.safetensors",
                          "nibble logits MODEL --ids-file ids.safetensors -o logits.safetensors"});
   return [options, common] {

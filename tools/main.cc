@@ -7,6 +7,8 @@
 #include <csignal>
 #include <cstdio>
 #include <new>
+#include <string_view>
+#include <vector>
 
 #include "backend/cpu/cpu_path.h"
 #include "base/error.h"
@@ -32,6 +34,8 @@ constexpr std::array kCommands = {
     Command{"tokenize", "Turn text into token ids or back", add_tokenize},
     Command{"inspect", "Show what a model consists of and which kernels run it", add_inspect},
     Command{"bench", "Measure tokens per second", add_bench},
+    Command{"compare", "Quantize with several recipes, measure all, and write one report", add_compare},
+    Command{"evaluate", "Measure accuracy on multiple-choice and cloze tasks", add_evaluate},
     Command{"doctor", "Show what this machine offers and what would run", add_doctor},
 };
 
@@ -65,8 +69,14 @@ int run_program(int argc, char** argv) {
     CLI::App* command = app.add_subcommand(kCommands[i].name, kCommands[i].description);
     actions[i] = {command, kCommands[i].add(*command)};
   }
+  // llama.cpp's spelling of two options: more than one letter behind one dash is beyond the parser.
+  std::vector<const char*> arguments(argv, argv + argc);
+  for (const char*& argument : arguments) {
+    if (std::string_view(argument) == "-ctk") argument = "--cache-type-k";
+    if (std::string_view(argument) == "-ctv") argument = "--cache-type-v";
+  }
   try {
-    app.parse(argc, argv);
+    app.parse(argc, arguments.data());
   } catch (const CLI::Success& success) {  // --help, --version
     std::ostringstream text;
     app.exit(success, text, text);

@@ -7,7 +7,6 @@
 #include "base/log.h"
 #include "command.h"
 #include "json_output.h"
-#include "runtime/token_ids.h"
 
 namespace nibble {
 namespace {
@@ -17,6 +16,7 @@ struct PerplexityCommand {
   std::optional<int64_t> window;
   int64_t max_windows = 0;
   bool no_special = false;
+  std::string key_cache = "f32", value_cache = "f32";
 };
 
 // A difference in tokenizers would make the two models answer different questions.
@@ -28,23 +28,14 @@ void check_same_tokens(const Engine& engine, const Engine& reference, std::strin
   }
 }
 
-ScoringWindows windows_of_ids(const PerplexityCommand& options, const Engine& engine) {
-  const TokenIds file = read_token_ids_file(options.ids_file, engine.vocabulary());
-  if (file.is_matrix && options.window && *options.window != file.length) {
-    fail_usage("--ctx-size {}: the sequences of {} are windows of {} tokens", *options.window,
-               options.ids_file.string(), file.length);
-  }
-  const int64_t length = file.is_matrix ? file.length : options.window.value_or(PerplexityOptions().window);
-  const int32_t bos = options.no_special ? -1 : engine.bos_id();
-  return cut_windows(file.ids, length, options.max_windows, bos, options.ids_file.string());
-}
-
 std::string with_error(double value, double standard_error) {
   return std::isnan(standard_error) ? format_text("{:.6g}", value)
                                     : format_text("{:.6g} +- {:.2g}", value, standard_error);
 }
 
 int measure(const PerplexityCommand& options, const CommonOptions& common) {
+  const CacheTypes cache = {cache_type_from_name(options.key_cache, "--cache-type-k"),
+                            cache_type_from_name(options.value_cache, "--cache-type-v")};
   auto pool = std::make_shared<ThreadPool>(common.threads);
   const std::unique_ptr<Engine> engine = Engine::open(options.model, pool);
   std::unique_ptr<Engine> reference;
@@ -54,7 +45,8 @@ int measure(const PerplexityCommand& options, const CommonOptions& common) {
   std::string source;
   if (!options.ids_file.empty()) {
     source = options.ids_file.string();
-    windows = windows_of_ids(options, *engine);
+    windows = ids_file_windows(*engine, options.ids_file, options.window.value_or(0), options.max_windows,
+                               !options.no_special);
   } else {
     source = options.text_file.string();
     const std::string text = read_text(options.text_file);
@@ -69,7 +61,7 @@ int measure(const PerplexityCommand& options, const CommonOptions& common) {
       windows.bos >= 0 ? format_text("BOS {} before each", windows.bos) : "no special tokens";
   log_info("{}: {} windows of {} tokens, {}, each scored from its second token", source, windows.windows,
            windows.length, bos);
-  const PerplexityResult result = measure_perplexity(*engine, windows, reference.get());
+  const PerplexityResult result = measure_perplexity(*engine, windows, reference.get(), cache);
 
   if (common.json) {
     OrderedJson json = {{"perplexity", result.perplexity},
@@ -83,6 +75,8 @@ int measure(const PerplexityCommand& options, const CommonOptions& common) {
       json["top1_stderr"] = result.top1_stderr;
     }
     json["context"] = windows.length;
+    json["cache_type_k"] = cache_type_name(cache.keys);
+    json["cache_type_v"] = cache_type_name(cache.values);
     json["bos"] = windows.bos >= 0 ? OrderedJson(windows.bos) : OrderedJson(nullptr);
     write_json(json);
     return kExitDone;
@@ -120,6 +114,7 @@ Action add_perplexity(CLI::App& command) {
       ->check(whole_number(1))
       ->type_name("K");
   command.add_flag("--no-special", options->no_special, "No BOS before each window");
+  add_cache_options(command, &options->key_cache, &options->value_cache);
   command
       .add_option("--reference", options->reference,
                   "Also measure KL divergence and top-1 agreement with this model")

@@ -46,12 +46,21 @@ int dry_run(const Options& options, ThreadPool& pool) {
                            {"available_memory_bytes", forecast.available_memory_bytes},
                            {"free_disk_bytes", forecast.free_disk_bytes},
                            {"seconds", forecast.seconds},
+                           {"sensitivity_sequences", forecast.sensitivity_sequences},
+                           {"sensitivity_seconds", forecast.sensitivity_seconds},
+                           {"temporary_bytes", forecast.temporary_bytes},
                            {"calibration", forecast.calibration}});
     return kExitDone;
   }
   std::string text = format_text("recipe        {}: {} linears, {:.3f} bits per weight\n",
                                  options.quantize.recipe.name, forecast.linears, forecast.bits_per_weight);
   if (!forecast.calibration.empty()) text += format_text("calibration   {}\n", forecast.calibration);
+  if (forecast.sensitivity_sequences > 0) {
+    text += format_text("gradients     of the loss on {} sequences: about {}, and {} of disk meanwhile{}\n",
+                        forecast.sensitivity_sequences, format_seconds(forecast.sensitivity_seconds),
+                        format_bytes(forecast.temporary_bytes),
+                        forecast.spill_states ? " (hidden states included: they would fill the memory)" : "");
+  }
   text += format_text("result        about {} (source {})\n", format_bytes(forecast.output_bytes),
                       format_bytes(forecast.source_bytes));
   text += format_text("memory        about {} of {} available\n", format_bytes(forecast.peak_memory_bytes),
@@ -85,6 +94,7 @@ int report(const Options& options, const QuantizeResult& result) {
                          {"format", linear.format},
                          {"weight_bits", linear.weight_bits},
                          {"activation_bits", linear.activation_bits},
+                         {"activations", linear.activations},
                          {"outlier_columns", linear.outlier_columns},
                          {"bits_per_weight", linear.bits_per_weight},
                          {"weight_error", linear.weight_error},
@@ -101,6 +111,7 @@ int report(const Options& options, const QuantizeResult& result) {
                            {"seconds", result.seconds},
                            {"calibration_seconds", result.calibration_seconds},
                            {"solver_seconds", result.solver_seconds},
+                           {"sensitivity_seconds", result.sensitivity_seconds},
                            {"resumed_blocks", result.resumed_blocks},
                            {"verified", result.verified},
                            {"linears", std::move(linears)}});
@@ -115,6 +126,8 @@ int report(const Options& options, const QuantizeResult& result) {
   text += format_text("calibration {}, solver {}; embedding at {} bit: relative error {:.2e}\n",
                       format_seconds(result.calibration_seconds), format_seconds(result.solver_seconds),
                       options.quantize.embedding_bits, result.embedding_error);
+  if (result.sensitivity_seconds > 0)
+    text += format_text("gradients of the loss {}\n", format_seconds(result.sensitivity_seconds));
   if (result.resumed_blocks > 0)
     text += format_text("{} blocks were there from an earlier run\n", result.resumed_blocks);
   text += "largest relative output errors:\n";

@@ -105,6 +105,7 @@ Action add_run(CLI::App& command) {
       .add_option("-c,--ctx-size,--context", options->context, "Context length (default: the model's own)")
       ->check(whole_number(1, int64_t{1} << 24))
       ->type_name("N");
+  add_cache_options(command, &generate.key_cache, &generate.value_cache);
   command.add_option("--temp", sampling.temperature, "Temperature; 0: always the most likely token")
       ->type_name("T");
   command.add_option("--top-k", sampling.top_k, "Draw from the K most likely tokens; 0: off")->type_name("K");

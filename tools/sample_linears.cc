@@ -29,6 +29,45 @@ QuantizedWeight synthetic_weight(int64_t out_features, int64_t in_features, int 
   return weight;
 }
 
+namespace {
+
+// A table of evenly spaced levels per row, and one corrected weight.
+QuantizedWeight codebook_weight(int64_t out_features, int64_t in_features, int weight_bits) {
+  QuantizedWeight weight = {
+      .out_features = out_features, .in_features = in_features, .weight_bits = weight_bits};
+  const int64_t levels = int64_t{1} << weight_bits;
+  for (int64_t i = 0; i < out_features * in_features; ++i)
+    weight.codes.push_back(static_cast<int8_t>(i % levels));
+  for (int64_t i = 0; i < out_features * levels; ++i)
+    weight.codebooks.push_back(static_cast<float>(i % levels) / static_cast<float>(levels) - 0.5f);
+  weight.sparse.row_offsets.assign(static_cast<size_t>(out_features + 1), 1);
+  weight.sparse.row_offsets[0] = 0;
+  weight.sparse.columns = {0};
+  weight.sparse.values = {1.0f};
+  return weight;
+}
+
+// Every second code 0, as 2:4 formats want it.
+QuantizedWeight pruned_2_4(QuantizedWeight weight) {
+  size_t outlier = 0;
+  for (int32_t column = 0; column < weight.in_features; ++column) {
+    if (outlier < weight.outlier_columns.size() && weight.outlier_columns[outlier] == column) {
+      ++outlier;
+    } else {
+      weight.mask_order.push_back(column);
+    }
+  }
+  const int64_t columns = weight.integer_columns();
+  for (int64_t row = 0; row < weight.out_features; ++row) {
+    for (int64_t j = 0; j < columns; ++j) {
+      if ((j + row) % 2 != 0) weight.codes[row * columns + j] = 0;
+    }
+  }
+  return weight;
+}
+
+}  // namespace
+
 std::vector<PackedLinear> sample_linears() {
   constexpr int64_t kOut = 64, kIn = 256;
   struct Settings {
@@ -50,12 +89,20 @@ std::vector<PackedLinear> sample_linears() {
       if (settings.group_size > 0) name += format_text(", groups of {}", settings.group_size);
       if (settings.outliers > 0) name += ", outlier columns";
       try {
-        samples.push_back(
-            format->pack(synthetic_weight(kOut, kIn, settings.weight_bits, settings.activation_bits,
-                                          settings.group_size, settings.outliers),
-                         name));
+        QuantizedWeight weight = synthetic_weight(kOut, kIn, settings.weight_bits, settings.activation_bits,
+                                                  settings.group_size, settings.outliers);
+        if (std::string_view(format->name) == "quik_sparse") weight = pruned_2_4(std::move(weight));
+        samples.push_back(format->pack(weight, name));
       } catch (const Error&) {
         // This format does not hold that combination; another one may.
+      }
+    }
+    for (const int bits : {2, 3, 4}) {
+      try {
+        samples.push_back(format->pack(codebook_weight(kOut, kIn, bits),
+                                       format_text("{}-bit weights, a table per row", bits)));
+      } catch (const Error&) {
+        // Codes of uniform grids only.
       }
     }
   }

@@ -46,6 +46,8 @@ struct GenerateOptions {
   bool ignore_end_of_text = false;
   bool add_special = true;        // start with the tokens that the tokenizer adds to a text (BOS)
   std::vector<std::string> stop;  // texts that end the generation and are not part of it
+  // How keys and values are kept: "f32", "f16", "q8" (8.5 bits a value) or "q4" (5 bits).
+  std::string key_cache = "f16", value_cache = "f16";
 };
 
 struct Generation {
@@ -68,6 +70,8 @@ struct PerplexityOptions {
   int64_t window = 512;     // tokens per window
   int64_t max_windows = 0;  // 0: all that the text fills
   bool add_special = true;  // the model's BOS starts each window and is not counted
+  // How the model keeps keys and values, as in GenerateOptions; a reference always keeps F32.
+  std::string key_cache = "f32", value_cache = "f32";
 };
 
 // `*_stderr` are standard errors clustered by window; NaN for a single window.

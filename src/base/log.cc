@@ -35,6 +35,11 @@ bool stderr_is_terminal() {
   return terminal;
 }
 
+std::string& progress_scope() {
+  static std::string text;
+  return text;
+}
+
 }  // namespace
 
 void set_log_level(LogLevel level) {
@@ -64,8 +69,11 @@ double monotonic_seconds() noexcept {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+ProgressScope::ProgressScope(std::string text) { progress_scope() = std::move(text) + " "; }
+ProgressScope::~ProgressScope() { progress_scope().clear(); }
+
 Progress::Progress(std::string label, double total)
-    : label_(std::move(label)), total_(total), started_(monotonic_seconds()) {}
+    : label_(progress_scope() + std::move(label)), total_(total), started_(monotonic_seconds()) {}
 
 Progress::~Progress() {
   if (!finished_ && stderr_is_terminal() && last_printed_ > 0) std::fputc('\n', stderr);

@@ -49,6 +49,16 @@ class Progress {
   bool finished_ = false;
 };
 
+// While it lives, the labels of progress lines begin with its text ("[2/7 quik-4b] quantizing"): work of many
+// steps says which one speaks. One at a time.
+class ProgressScope {
+ public:
+  explicit ProgressScope(std::string text);
+  ~ProgressScope();
+  ProgressScope(const ProgressScope&) = delete;
+  ProgressScope& operator=(const ProgressScope&) = delete;
+};
+
 // Seconds of a steady clock, for measuring.
 double monotonic_seconds() noexcept;
 

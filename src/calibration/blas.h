@@ -15,9 +15,9 @@ struct BlasInfo {
   std::string config;   // OpenBLAS's own version line
 };
 
-// Loads OpenBLAS with the kernels for this machine's instruction sets, whatever OPENBLAS_CORETYPE says, unless
-// NIBBLE_KEEP_OPENBLAS_CORETYPE is set, and checks a product. Throws Error that says what to install when the
-// library is not there, and when it computes wrong results.
+// Loads OpenBLAS with the kernels for this machine's instruction sets, whatever OPENBLAS_CORETYPE says,
+// unless NIBBLE_KEEP_OPENBLAS_CORETYPE is set, and checks a product. Throws Error that says what to install
+// when the library is not there, and when it computes wrong results.
 const BlasInfo& blas_info();
 
 // c [m, n] = alpha * op(a) op(b) + beta * c, with op(a) [m, k] and op(b) [k, n]; `*_stride` are row strides

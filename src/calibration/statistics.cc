@@ -49,12 +49,13 @@ bool raise_to_magnitudes(const float* x, int64_t tokens, int64_t stride, int64_t
 
 }  // namespace
 
-StatisticsCollector::StatisticsCollector(int64_t in_features, bool with_hessian)
-    : with_hessian_(with_hessian) {
+StatisticsCollector::StatisticsCollector(int64_t in_features, bool with_hessian, bool with_cross)
+    : with_hessian_(with_hessian), with_cross_(with_cross) {
   NIBBLE_CHECK(in_features > 0);
   statistics_.in_features = in_features;
   statistics_.max_abs.assign(static_cast<size_t>(in_features), 0.0f);
   if (with_hessian) statistics_.hessian = Tensor::zeros(DType::kF32, {in_features, in_features});
+  if (with_cross) statistics_.cross = Tensor::zeros(DType::kF32, {in_features, in_features});
 }
 
 void StatisticsCollector::check_finite(const float* x, int64_t tokens, const std::string& where) const {
@@ -107,10 +108,36 @@ void StatisticsCollector::add(const float* x, int64_t tokens, ThreadPool& pool, 
   });
 }
 
+void StatisticsCollector::add_cross(const float* x_float, const float* x, int64_t tokens, ThreadPool& pool,
+                                    const std::string& where) {
+  NIBBLE_CHECK(!finished_ && with_cross_ && tokens >= 0);
+  const int64_t k = statistics_.in_features;
+  check_finite(x_float, tokens, where + " (float model)");
+  difference_.resize(static_cast<size_t>(tokens * k));
+  for (int64_t i = 0; i < tokens * k; ++i) difference_[i] = x_float[i] - x[i];
+  const int64_t tiles = (k + kTile - 1) / kTile;
+  const int64_t edge = ((k + tiles - 1) / tiles + kLanes - 1) / kLanes * kLanes;
+  float* cross = statistics_.cross.mutable_data<float>();
+  pool.parallel_for(tiles * tiles, [&](int64_t task, int) {
+    const int64_t row = task / tiles * edge, column = task % tiles * edge;
+    const int64_t rows = std::min(edge, k - row), columns = std::min(edge, k - column);
+    if (rows <= 0 || columns <= 0) return;
+    gemm<float>(true, false, rows, columns, tokens, 1.0f, difference_.data() + row, k, x + column, k, 1.0f,
+                cross + row * k + column, k);
+  });
+  cross_tokens_ += tokens;
+}
+
 InputStatistics StatisticsCollector::finish() {
   NIBBLE_CHECK(!finished_);
   finished_ = true;
   if (statistics_.tokens == 0) fail("calibration saw no tokens");
+  if (with_cross_) {
+    NIBBLE_CHECK(cross_tokens_ == statistics_.tokens);
+    const float scale = static_cast<float>(2.0 / static_cast<double>(cross_tokens_));
+    float* cross = statistics_.cross.mutable_data<float>();
+    for (int64_t i = 0; i < statistics_.cross.elements(); ++i) cross[i] *= scale;
+  }
   if (with_hessian_) {
     const int64_t k = statistics_.in_features;
     float* hessian = statistics_.hessian.mutable_data<float>();

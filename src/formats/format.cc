@@ -1,5 +1,7 @@
 #include "formats/format.h"
 
+#include <cstdlib>
+
 #include "base/error.h"
 
 namespace nibble {
@@ -19,9 +21,35 @@ const LinearFormat* find_format(std::string_view name) {
   return nullptr;
 }
 
+namespace {
+
+// The kernel that NIBBLE_KERNEL forces for the format it belongs to, for measurements; nullptr without.
+const LinearKernel* forced_kernel(const LinearFormat& format) {
+  const char* name = std::getenv("NIBBLE_KERNEL");
+  if (name == nullptr || *name == '\0') return nullptr;
+  bool known = false;
+  for (const LinearFormat* each : all_formats()) {
+    for (const LinearKernel* kernel : each->kernels) {
+      if (std::string_view(name) != kernel->name) continue;
+      if (each == &format) return kernel;
+      known = true;
+    }
+  }
+  if (!known) fail("NIBBLE_KERNEL={}: there is no kernel of that name", name);
+  return nullptr;
+}
+
+}  // namespace
+
 KernelChoice choose_kernel(const Problem& problem) {
   NIBBLE_CHECK(problem.linear != nullptr && problem.linear->format != nullptr);
   KernelChoice choice;
+  if (const LinearKernel* forced = forced_kernel(*problem.linear->format)) {
+    const std::string refusal = forced->refusal(problem);
+    if (!refusal.empty()) fail("{}: NIBBLE_KERNEL={}: {}", problem.linear->name, forced->name, refusal);
+    choice.kernel = forced;
+    return choice;
+  }
   for (const LinearKernel* kernel : problem.linear->format->kernels) {
     std::string refusal = kernel->refusal(problem);
     if (refusal.empty()) {

@@ -121,6 +121,9 @@ struct LinearFormat {
   // Scales are stored as F16: quantizers round them before they choose codes, so that packing changes
   // nothing.
   bool f16_scales = false;
+  // Holds QuantizedWeight::activation_scale; holds its integer group scales.
+  bool static_activations = false;
+  bool integer_scales = false;
 };
 
 // Every format, in no particular order.
@@ -133,7 +136,8 @@ struct KernelChoice {
   const LinearKernel* kernel = nullptr;
   std::vector<std::pair<const LinearKernel*, std::string>> refused;
 };
-// Throws Error when no kernel of the format accepts.
+// NIBBLE_KERNEL=<kernel> chooses that kernel for its format. Throws Error when no kernel of the format
+// accepts.
 KernelChoice choose_kernel(const Problem& problem);
 
 }  // namespace nibble

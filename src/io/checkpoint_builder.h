@@ -1,4 +1,4 @@
-// How the dialects fill a Checkpoint. Internal to io.
+// How a Checkpoint is filled: by the dialects of io, and by transforms that derive one from another.
 #pragma once
 
 #include <filesystem>

@@ -18,9 +18,9 @@ struct AttentionSpan {
   float* out = nullptr;  // the same with out_stride
   int64_t tokens = 0;
   int64_t first_position = 0;
-  // Keys and values of KV head h at positions [i * kKeyTile, ...): key_tiles[h * tiles + i], [kKeyTile,
-  // head_dim] of `type`, F32 or F16.
-  WeightType type = WeightType::kF16;
+  // Keys and values of KV head h at positions [i * kKeyTile, ...): key_tiles[h * tiles + i], kKeyTile cache
+  // rows of the type.
+  CacheType key_type = CacheType::kF16, value_type = CacheType::kF16;
   const void* const* key_tiles = nullptr;
   const void* const* value_tiles = nullptr;
   int64_t tiles = 0;

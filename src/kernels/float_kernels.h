@@ -13,6 +13,9 @@ namespace nibble {
 
 enum class WeightType { kF32, kF16, kBF16 };
 
+// How a cache keeps keys or values; kernels/cache_row.h has the layout of a row.
+enum class CacheType { kF32, kF16, kQ8, kQ4 };
+
 // Depth of one block of the GEMM: a panel of that depth and the packed rows of two tiles fit the first-level
 // cache. And the row stride within a packed block: an odd number of cache lines, so that its rows do not fall
 // into the same cache sets.
@@ -22,6 +25,8 @@ inline constexpr int64_t kGemmRowStride = kGemmDepth + 16;
 inline constexpr int64_t kGemvTokens = 4;
 // Keys per tile of attention; caches keep each aligned run of this many positions contiguous.
 inline constexpr int64_t kKeyTile = 64;
+// Columns that mix_rows() works on at a time, at most: what its scratch holds of each row.
+inline constexpr int64_t kMixColumns = 32;
 
 // One panel of weights times packed rows, over one block of the depth.
 struct GemmPanel {
@@ -54,8 +59,8 @@ struct AttentionBlock {
   int64_t first_position;  // of its first token
   int64_t window;          // positions a token sees, itself included; 0: all before it
   float scale;             // of the scores: 1 / sqrt(head_dim)
-  // Positions [i * kKeyTile, (i + 1) * kKeyTile) of the head: [kKeyTile, head_dim] of `type`, F32 or F16.
-  WeightType type;
+  // Positions [i * kKeyTile, (i + 1) * kKeyTile) of the head: kKeyTile cache rows of the type.
+  CacheType key_type, value_type;
   const void* const* key_tiles;
   const void* const* value_tiles;
   float* scratch;  // attention_scratch(tokens * group, head_dim) floats
@@ -69,7 +74,7 @@ struct AttentionPart {
   int64_t head_dim, group;
   int64_t begin, end;
   float scale;
-  WeightType type;
+  CacheType key_type, value_type;
   const void* const* key_tiles;
   const void* const* value_tiles;
   float* scores;    // [group, end - begin] scratch
@@ -115,6 +120,14 @@ struct FloatKernels {
   void (*gemv)(const float* x, int64_t tokens, int64_t k, WeightType type, const void* weight,
                int64_t columns, const float* bias, float* y, int64_t y_stride);
 
+  // x = S x * scale with Sylvester's S of order `size`, a power of two.
+  void (*sylvester)(float* x, int64_t size, float scale);
+  // x [rows, columns] = matrix [rows, rows] * x, rows `stride` apart; scratch: rows * kMixColumns floats.
+  void (*mix_rows)(float* x, int64_t rows, int64_t columns, int64_t stride, const float* matrix,
+                   float* scratch);
+
+  // Writes one row of a cache.
+  void (*store_cache_row)(CacheType type, const float* values, int64_t head_dim, void* row);
   int64_t (*attention_scratch)(int64_t rows, int64_t head_dim);
   void (*attention_block)(const AttentionBlock& block);
   void (*attention_part)(const AttentionPart& part);

@@ -19,21 +19,32 @@ class AttentionLayer final : public SubLayer {
         parts_(std::move(parts)),
         rope_(std::move(rope)),
         groups_{parts_.query_key_value.get(), parts_.output.get()},
-        kernels_(float_kernels()) {
-    shape_ = {
-        .heads = spec.heads,
-        .kv_heads = spec.kv_heads,
-        .head_dim = spec.head_dim,
-        .window = spec.sliding_window.empty() ? 0 : spec.sliding_window.at(static_cast<size_t>(parts_.layer)),
-        .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec.head_dim))),
-        .query_stride = spec.query_size() + 2 * spec.kv_size(),
-        .out_stride = spec.query_size()};
-  }
+        head_hadamard_(choose_hadamard_shape(spec.head_dim)),
+        kernels_(float_kernels()),
+        shape_(attention_shape(spec, parts_.layer)) {}
 
   std::span<LinearGroup* const> groups() override { return groups_; }
+  const AttentionParts* attention_parts() const override { return &parts_; }
 
   void prepare(ThreadPool& pool) override {
     for (LinearGroup* group : groups_) group->prepare(pool);
+  }
+
+  NormWeights* norm_before(const LinearGroup& group) override {
+    return &group == parts_.query_key_value.get() ? &parts_.norm : nullptr;
+  }
+
+  // Attention mixes the values of a head over positions only; query heads share the values of their group.
+  ChannelSource linear_before(const LinearGroup& group) override {
+    if (&group != parts_.output.get()) return {};
+    ChannelSource source = {.group = parts_.query_key_value.get()};
+    while (source.group->slots()[source.slot].role != LinearRole::kValue) ++source.slot;
+    const int64_t sharing = spec_.heads / spec_.kv_heads;
+    for (int64_t channel = 0; channel < spec_.query_size(); ++channel) {
+      const int64_t head = channel / spec_.head_dim / sharing;
+      source.rows.push_back(head * spec_.head_dim + channel % spec_.head_dim);
+    }
+    return source;
   }
 
   bool forward(float* residual, const RunContext& context, const InputTap* tap) const override {
@@ -77,16 +88,31 @@ class AttentionLayer final : public SubLayer {
         pieces.push_back({&span, first, std::min(kRowsPerTask, span.count - first)});
       }
     }
-    context.pool->parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t task, int) {
+    const Scratch::Frame frame(*context.scratch);
+    const int64_t floats = (head_hadamard_.scratch_floats() + 15) / 16 * 16;
+    float* memory = context.scratch->take<float>(static_cast<size_t>(context.pool->size() * floats));
+    context.pool->parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t task, int thread) {
       const Piece& piece = pieces[static_cast<size_t>(task)];
       float* first_row = qkv + (piece.span->first_row + piece.first) * shape_.query_stride;
       const int64_t first_position = piece.span->first_position + piece.first;
       for (int64_t t = 0; t < piece.count; ++t)
         rotate_token(first_row + t * shape_.query_stride, first_position + t);
+      if (piece.span->cache->types().keys == CacheType::kQ4) {
+        flatten(first_row, piece.count, memory + thread * floats);
+      }
       const float* keys = first_row + spec_.query_size();
       piece.span->cache->write(parts_.layer, first_position, piece.count, keys, keys + spec_.kv_size(),
                                shape_.query_stride);
     });
+  }
+
+  // Heads of queries and keys of a piece for a cache of 4-bit keys.
+  void flatten(float* qkv, int64_t tokens, float* memory) const {
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t head = 0; head < spec_.heads + spec_.kv_heads; ++head) {
+        head_hadamard_.apply(kernels_, qkv + t * shape_.query_stride + head * spec_.head_dim, memory);
+      }
+    }
   }
 
   void rotate_token(float* qkv, int64_t position) const {
@@ -122,7 +148,8 @@ class AttentionLayer final : public SubLayer {
                        .out = attended + sequence.first_row * shape_.out_stride,
                        .tokens = sequence.count,
                        .first_position = sequence.first_position,
-                       .type = sequence.cache->type(),
+                       .key_type = sequence.cache->types().keys,
+                       .value_type = sequence.cache->types().values,
                        .key_tiles = keys,
                        .value_tiles = values,
                        .tiles = tiles});
@@ -134,11 +161,24 @@ class AttentionLayer final : public SubLayer {
   AttentionParts parts_;
   std::shared_ptr<const RopeTable> rope_;
   std::array<LinearGroup*, 2> groups_;
+  // Spreads the large channels that keys have over their heads before 4 bits are to hold them; queries go
+  // through the same, so the products stay what they were.
+  Hadamard head_hadamard_;
   const FloatKernels& kernels_;
   AttentionShape shape_;
 };
 
 }  // namespace
+
+AttentionShape attention_shape(const ModelSpec& spec, int64_t layer) {
+  return {.heads = spec.heads,
+          .kv_heads = spec.kv_heads,
+          .head_dim = spec.head_dim,
+          .window = spec.sliding_window.empty() ? 0 : spec.sliding_window.at(static_cast<size_t>(layer)),
+          .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec.head_dim))),
+          .query_stride = spec.query_size() + 2 * spec.kv_size(),
+          .out_stride = spec.query_size()};
+}
 
 std::unique_ptr<SubLayer> make_attention_layer(const ModelSpec& spec, AttentionParts parts,
                                                std::shared_ptr<const RopeTable> rope) {

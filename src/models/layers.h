@@ -1,8 +1,9 @@
-// The two sub-layers there are, and what builds them; used by the model builder only.
+// The two sub-layers there are, and what builds them: for the model builder and for the backward pass.
 #pragma once
 
 #include <memory>
 
+#include "kernels/attention.h"
 #include "models/model.h"
 #include "models/rope.h"
 
@@ -20,12 +21,15 @@ struct AttentionParts {
   NormWeights query_norm, key_norm;  // per head, undefined unless spec.query_key_norm
   std::unique_ptr<LinearGroup> query_key_value, output;
 };
+// Heads, window and scale of layer `layer`; queries are read from rows of q, k and v side by side.
+AttentionShape attention_shape(const ModelSpec& spec, int64_t layer);
 std::unique_ptr<SubLayer> make_attention_layer(const ModelSpec& spec, AttentionParts parts,
                                                std::shared_ptr<const RopeTable> rope);
 
 struct MlpParts {
   NormWeights norm;
   std::unique_ptr<LinearGroup> gate_up, down;
+  std::shared_ptr<const Hadamard> down_hadamard;  // of the input of `down`; null: none
 };
 std::unique_ptr<SubLayer> make_mlp_layer(const ModelSpec& spec, MlpParts parts);
 

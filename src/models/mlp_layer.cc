@@ -16,9 +16,23 @@ class MlpLayer final : public SubLayer {
   }
 
   std::span<LinearGroup* const> groups() override { return groups_; }
+  const MlpParts* mlp_parts() const override { return &parts_; }
 
   void prepare(ThreadPool& pool) override {
     for (LinearGroup* group : groups_) group->prepare(pool);
+  }
+
+  NormWeights* norm_before(const LinearGroup& group) override {
+    return &group == parts_.gate_up.get() ? &parts_.norm : nullptr;
+  }
+
+  // silu(gate) * up is linear in up.
+  ChannelSource linear_before(const LinearGroup& group) override {
+    if (&group != parts_.down.get() || parts_.down_hadamard) return {};  // rotated in between
+    ChannelSource source = {.group = parts_.gate_up.get()};
+    while (source.group->slots()[source.slot].role != LinearRole::kUp) ++source.slot;
+    for (int64_t channel = 0; channel < spec_.intermediate_size; ++channel) source.rows.push_back(channel);
+    return source;
   }
 
   bool forward(float* residual, const RunContext& context, const InputTap* tap) const override {
@@ -33,6 +47,7 @@ class MlpLayer final : public SubLayer {
     parts_.gate_up->forward(x, tokens, gate_up, scratch, *context.pool);
     float* activated = scratch.take<float>(static_cast<size_t>(tokens * width));
     activate(gate_up, tokens, activated, *context.pool);
+    if (parts_.down_hadamard) parts_.down_hadamard->apply_rows(activated, tokens, scratch, *context.pool);
     if (tap != nullptr && !(*tap)(*parts_.down, activated, tokens)) return false;
 
     parts_.down->forward(activated, tokens, x, scratch, *context.pool);

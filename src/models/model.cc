@@ -112,8 +112,8 @@ size_t Model::prepared_bytes() const {
   return bytes;
 }
 
-std::unique_ptr<SequenceCache> Model::make_cache(int64_t capacity, CacheType type) const {
-  return make_contiguous_cache(spec_.layers, spec_.kv_heads, spec_.head_dim, capacity, type);
+std::unique_ptr<SequenceCache> Model::make_cache(int64_t capacity, CacheTypes types) const {
+  return make_contiguous_cache(spec_.layers, spec_.kv_heads, spec_.head_dim, capacity, types);
 }
 
 }  // namespace nibble

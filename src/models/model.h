@@ -35,23 +35,43 @@ struct RunContext {
 // the sub-layer there (its residual is left unchanged): calibration needs no more than what it came for.
 using InputTap = std::function<bool(const LinearGroup& group, const float* x, int64_t tokens)>;
 
+struct AttentionParts;
+struct MlpParts;
+struct NormWeights {
+  Tensor weight, bias;  // F32 [size]; the bias is undefined for an RMS norm
+  std::string name;     // "model.layers.0.input_layernorm": of its tensors, without ".weight"
+};
+
+// A linear whose output channels become a group's input channels, up to factors that do not depend on them:
+// dividing its row rows[c] by a factor divides input channel c by it.
+struct ChannelSource {
+  LinearGroup* group = nullptr;  // null: there is none
+  size_t slot = 0;               // which of its linears
+  std::vector<int64_t> rows;     // [in_features of the fed group]
+};
+
 class SubLayer {
  public:
   virtual ~SubLayer() = default;
+  // What it is made of (models/layers.h), for code that walks it another way than forward() does: one of the
+  // two.
+  virtual const AttentionParts* attention_parts() const { return nullptr; }
+  virtual const MlpParts* mlp_parts() const { return nullptr; }
   // In execution order; each one's input depends on the outputs of those before it and of earlier sub-layers
   // only.
   virtual std::span<LinearGroup* const> groups() = 0;
   // residual [tokens, hidden] += f(norm(residual)). Returns false when the tap stopped it.
   virtual bool forward(float* residual, const RunContext& context, const InputTap* tap) const = 0;
   virtual void prepare(ThreadPool& pool) = 0;
+
+  // What stands in front of a group's input and could take up factors on its channels: the norm whose output
+  // this input is and nothing else's, or null; or else a linear.
+  virtual NormWeights* norm_before(const LinearGroup& group) = 0;
+  virtual ChannelSource linear_before(const LinearGroup& group) = 0;
 };
 
 struct Block {
   std::vector<std::unique_ptr<SubLayer>> sublayers;
-};
-
-struct NormWeights {
-  Tensor weight, bias;  // F32 [size]; the bias is undefined for an RMS norm
 };
 
 class RopeTable;
@@ -79,6 +99,8 @@ class Model {
   const std::vector<Block>& blocks() const { return blocks_; }
   LinearGroup& head() { return *head_; }
   const LinearGroup& head() const { return *head_; }
+  const NormWeights& final_norm() const { return final_norm_; }
+  const RopeTable& rope() const { return *rope_; }
   // Embedding table [vocabulary, hidden] in any format that has dequantize_rows; the head's own when tied.
   const PackedLinear& embedding() const { return *embedding_; }
 
@@ -95,7 +117,7 @@ class Model {
   void for_each_group(const std::function<void(LinearGroup&)>& visit);
   size_t prepared_bytes() const;
 
-  std::unique_ptr<SequenceCache> make_cache(int64_t capacity, CacheType type = CacheType::kF32) const;
+  std::unique_ptr<SequenceCache> make_cache(int64_t capacity, CacheTypes types = CacheType::kF32) const;
 
  private:
   friend struct ModelBuilder;

@@ -70,6 +70,7 @@ std::shared_ptr<const PackedLinear> ModelBuilder::load_linear(const std::string&
 NormWeights ModelBuilder::load_norm(const ModelSpec& spec, const std::string& name, int64_t size,
                                     const std::string& key) {
   NormWeights norm;
+  norm.name = name;
   const CheckpointTensor& weight = checkpoint.require(name + ".weight");
   require_shape(weight, {size}, key);
   norm.weight = weight.read_f32();
@@ -186,6 +187,7 @@ Block ModelBuilder::build_block(const ModelSpec& spec, const std::shared_ptr<con
       "intermediate_size", "hidden_size");
   add(*m.gate_up, mlp + "up_proj", LinearRole::kUp, spec.intermediate_size, spec.mlp_bias,
       "intermediate_size", "hidden_size");
+  if (spec.down_hadamard) m.down_hadamard = std::make_shared<Hadamard>(*spec.down_hadamard);
   m.down = std::make_unique<LinearGroup>(mlp + "down_proj.input", spec.intermediate_size);
   add(*m.down, mlp + "down_proj", LinearRole::kDown, spec.hidden_size, spec.mlp_bias, "hidden_size",
       "intermediate_size");

@@ -14,6 +14,27 @@ std::string_view role_name(LinearRole role) noexcept {
   return kNames[static_cast<size_t>(role)];
 }
 
+namespace {
+
+// What a rotated model does while running. The rest of "nibble_rotation" tells what was done to its weights.
+void read_rotation(const Json& config, ModelSpec* spec, const std::string& source) {
+  const auto rotation = config.find("nibble_rotation");
+  if (rotation == config.end() || rotation->is_null()) return;
+  if (!rotation->is_object()) fail("{}: 'nibble_rotation' must be an object", source);
+  const auto down = rotation->find("down_input");
+  if (down == rotation->end() || down->is_null()) return;
+  const std::string where = source + ": 'nibble_rotation', 'down_input'";
+  if (!down->is_object()) fail("{} must be an object", where);
+  HadamardShape shape = {.size = spec->intermediate_size};
+  shape.block = config_int(*down, "block", std::nullopt, 1, spec->intermediate_size, where);
+  shape.base = config_int(*down, "base", std::nullopt, 1, shape.block, where);
+  const std::string problem = hadamard_shape_problem(shape);
+  if (!problem.empty()) fail("{}: {}", where, problem);
+  spec->down_hadamard = shape;
+}
+
+}  // namespace
+
 ModelSpec read_model_spec(const Checkpoint& checkpoint) {
   const bool is_gguf = checkpoint.kind() == CheckpointKind::kGguf;
   const std::string source =
@@ -23,6 +44,7 @@ ModelSpec read_model_spec(const Checkpoint& checkpoint) {
   ModelSpec spec =
       find_architecture(config, source).read_config(config, checkpoint.generation_config(), source);
   spec.model_type = json_string(config, "model_type", std::nullopt, source);
+  read_rotation(config, &spec, source);
   return spec;
 }
 

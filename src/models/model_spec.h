@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "io/checkpoint.h"
+#include "kernels/hadamard.h"
 
 namespace nibble {
 
@@ -50,6 +52,9 @@ struct ModelSpec {
   RopeSpec rope;
   // Tokens a position sees, itself included, per layer; 0: all before it.
   std::vector<int64_t> sliding_window;
+
+  // Applied to the input of every down projection while running ("nibble_rotation" of a rotated model).
+  std::optional<HadamardShape> down_hadamard;
 
   int32_t bos_id = -1;
   std::vector<int32_t> eos_ids;  // of generation_config.json, else of config.json

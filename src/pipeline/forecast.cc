@@ -9,6 +9,7 @@
 #include "models/linear_info.h"
 #include "pipeline/block_quantizer.h"
 #include "pipeline/residual_stream.h"
+#include "pipeline/sensitivity.h"
 
 namespace nibble {
 namespace {
@@ -82,6 +83,29 @@ Rates measure(const Checkpoint& checkpoint, const CalibrationData& data, ThreadP
   return rates;
 }
 
+// Linears with one input share what a transform does to it.
+void check_groups(const Recipe& recipe, const std::vector<LinearInfo>& linears) {
+  const auto input_of = [](LinearRole role) {
+    const bool first = role == LinearRole::kKey || role == LinearRole::kValue;
+    return first ? LinearRole::kQuery : role == LinearRole::kUp ? LinearRole::kGate : role;
+  };
+  const LinearInfo* before = nullptr;
+  for (const LinearInfo& linear : linears) {
+    if (before != nullptr && before->layer == linear.layer &&
+        input_of(before->role) == input_of(linear.role)) {
+      const LinearSettings one = recipe.settings_for(before->name, before->role);
+      const LinearSettings other = recipe.settings_for(linear.name, linear.role);
+      if (!one.same_transform(other)) {
+        fail(
+            "recipe '{}': {} and {} have the same input but differ in transform or its settings (\"{}\" and "
+            "\"{}\"); set them alike",
+            recipe.name, before->name, linear.name, one.transform, other.transform);
+      }
+    }
+    before = &linear;
+  }
+}
+
 }  // namespace
 
 void check_recipe(const Recipe& recipe, const ModelSpec& spec) {
@@ -89,6 +113,7 @@ void check_recipe(const Recipe& recipe, const ModelSpec& spec) {
   const std::vector<LinearInfo> linears = list_linears(spec);
   for (const LinearInfo& linear : linears) names.emplace_back(linear.name, linear.role);
   recipe.check_all_match(names);
+  check_groups(recipe, linears);
   for (const LinearInfo& linear : linears) {
     const LinearSettings settings = recipe.settings_for(linear.name, linear.role);
     if (find_format(settings.format) == nullptr) {
@@ -97,15 +122,36 @@ void check_recipe(const Recipe& recipe, const ModelSpec& spec) {
     }
     if (settings.format == "dense") continue;
     find_quantizer(settings.quantizer);
+    if (calibration_needs(settings).cross && !recipe.defaults.calibrate_on_quantized) {
+      fail("recipe '{}': {} has asymmetric_calibration, but 'defaults' says calibrate_on_quantized false",
+           recipe.name, linear.name);
+    }
     packed_bytes(linear, settings, spec.hidden_size);  // the format refuses what it cannot hold
   }
 }
 
-bool recipe_needs_calibration(const Recipe& recipe, const ModelSpec& spec) {
+namespace {
+
+bool any_linear(const Recipe& recipe, const ModelSpec& spec, bool (*needs)(const LinearSettings&)) {
   const std::vector<LinearInfo> linears = list_linears(spec);
   return std::any_of(linears.begin(), linears.end(), [&](const LinearInfo& linear) {
-    return needs_calibration(recipe.settings_for(linear.name, linear.role));
+    return needs(recipe.settings_for(linear.name, linear.role));
   });
+}
+
+}  // namespace
+
+bool recipe_needs_calibration(const Recipe& recipe, const ModelSpec& spec) {
+  return any_linear(recipe, spec, needs_calibration);
+}
+
+bool recipe_needs_statistics(const Recipe& recipe, const ModelSpec& spec) {
+  return any_linear(recipe, spec, needs_statistics);
+}
+
+bool recipe_needs_float_stream(const Recipe& recipe, const ModelSpec& spec) {
+  return any_linear(recipe, spec,
+                    [](const LinearSettings& settings) { return calibration_needs(settings).cross; });
 }
 
 QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint& checkpoint,
@@ -141,20 +187,45 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   // read once.
   const auto tokens = static_cast<double>(data.sequences * data.length);
   const double hidden = static_cast<double>(spec.hidden_size);
+  // Bytes per entry: the embedding read once and quantized; of a rotated model, embedding and head are there
+  // as floats.
+  const double held_matrices = checkpoint.config().contains("nibble_rotation") ? 9 : 5;
   const double batch = std::max(2048.0, static_cast<double>(data.length));
-  forecast.peak_memory_bytes = 8 * block_weights + 12 * widest * widest + 16 * largest + 4 * tokens * hidden +
+  // Asymmetric calibration: the float block, its hidden states, the cross moments, two products of them, and
+  // an input with its distance from the float model's.
+  const bool with_float_stream = recipe_needs_float_stream(options.recipe, spec);
+  const double streams = with_float_stream ? 2 : 1;
+  forecast.peak_memory_bytes = 8 * block_weights * streams + 12 * widest * widest + 16 * largest +
+                               4 * tokens * hidden * streams +
                                4 * batch * (6 * hidden + 3 * static_cast<double>(spec.intermediate_size)) +
-                               5 * token_matrix;
-  if (!data.empty()) {
-    const Rates rates = measure(checkpoint, data, pool);
-    const auto layers = static_cast<double>(spec.layers);
-    forecast.seconds =
-        tokens * layers *
-            (kForwardsPerBlock * rates.forward_seconds_per_token + rates.statistics_seconds_per_token) +
-        solver_operations / rates.flops;
-  } else {
-    forecast.seconds = weights / 50e6;  // rounding to nearest: tens of millions of weights a second
+                               held_matrices * token_matrix;
+  if (with_float_stream) forecast.peak_memory_bytes += 16 * widest * widest + 8 * batch * widest;
+  const SensitivityPlan plan = plan_sensitivity(options.recipe, spec, data.sequences);
+  const SensitivityCost sensitivity =
+      sensitivity_cost(plan, spec, data.length, forecast.available_memory_bytes);
+  forecast.sensitivity_sequences = plan.empty() ? 0 : plan.sequences;
+  forecast.spill_states = sensitivity.spill_states;
+  forecast.temporary_bytes = sensitivity.disk_bytes;
+  // The backward pass is over before the first block is quantized; both hold the embedding table.
+  forecast.peak_memory_bytes =
+      std::max(forecast.peak_memory_bytes, sensitivity.memory_bytes + held_matrices * token_matrix);
+
+  forecast.seconds = weights / 50e6;  // rounding: tens of millions of weights a second
+  if (data.empty()) return forecast;
+  const Rates rates = measure(checkpoint, data, pool);
+  const auto layers = static_cast<double>(spec.layers);
+  if (recipe_needs_statistics(options.recipe, spec)) {
+    forecast.seconds = tokens * layers *
+                           (streams * kForwardsPerBlock * rates.forward_seconds_per_token +
+                            // Cross moments have no symmetry to save half of them.
+                            (with_float_stream ? 3 : 1) * rates.statistics_seconds_per_token) +
+                       solver_operations / rates.flops;
   }
+  const double backward_tokens = static_cast<double>(plan.sequences) * static_cast<double>(data.length);
+  forecast.sensitivity_seconds =
+      backward_tokens * rates.forward_seconds_per_token *
+      (sensitivity.forwards + sensitivity.head_forwards * token_matrix / block_weights);
+  forecast.seconds += forecast.sensitivity_seconds;
   return forecast;
 }
 
@@ -164,9 +235,14 @@ void check_resources(const QuantizeForecast& forecast, const QuantizeOptions& op
         "this run needs about {} of memory, and {} are available; use fewer or shorter calibration sequences",
         format_bytes(forecast.peak_memory_bytes), format_bytes(forecast.available_memory_bytes));
   }
-  if (forecast.output_bytes * 1.02 > forecast.free_disk_bytes) {
-    fail("{}: the result needs about {} of disk, and {} are free", options.output.string(),
-         format_bytes(forecast.output_bytes), format_bytes(forecast.free_disk_bytes));
+  const double disk = forecast.output_bytes * 1.02 + forecast.temporary_bytes;
+  if (disk > forecast.free_disk_bytes) {
+    fail("{}: the result needs about {} of disk{}, and {} are free", options.output.string(),
+         format_bytes(forecast.output_bytes),
+         forecast.temporary_bytes > 0 ? format_text(" and the gradients of the loss {} meanwhile",
+                                                    format_bytes(forecast.temporary_bytes))
+                                      : "",
+         format_bytes(forecast.free_disk_bytes));
   }
 }
 

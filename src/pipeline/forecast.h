@@ -9,7 +9,11 @@ namespace nibble {
 // Throws when the recipe cannot be applied to the model: an override that matches nothing, a format or
 // quantizer that does not exist, settings that a format cannot hold.
 void check_recipe(const Recipe& recipe, const ModelSpec& spec);
+// Whether any linear needs calibration data, and whether any needs statistics of its input.
 bool recipe_needs_calibration(const Recipe& recipe, const ModelSpec& spec);
+bool recipe_needs_statistics(const Recipe& recipe, const ModelSpec& spec);
+// Whether calibration also runs the float model, in step with the quantized one.
+bool recipe_needs_float_stream(const Recipe& recipe, const ModelSpec& spec);
 
 // Sizes are exact up to outlier thresholds; memory and time are estimates, time from running block 0 on one
 // sequence.

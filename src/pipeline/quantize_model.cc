@@ -12,10 +12,15 @@
 #include "models/linear_info.h"
 #include "nibble/version.h"
 #include "pipeline/block_quantizer.h"
+#include "pipeline/channel_balance.h"
 #include "pipeline/digest.h"
 #include "pipeline/forecast.h"
+#include "pipeline/quantization_record.h"
 #include "pipeline/quantized_folder.h"
+#include "pipeline/sensitivity.h"
+#include "pipeline/sparse_outliers.h"
 #include "pipeline/token_matrix.h"
+#include "transforms/rotate_checkpoint.h"
 
 namespace nibble {
 namespace {
@@ -25,6 +30,7 @@ Json result_to_json(const LinearResult& result) {
           {"format", result.format},
           {"weight_bits", result.weight_bits},
           {"activation_bits", result.activation_bits},
+          {"activations", result.activations},
           {"outlier_columns", result.outlier_columns},
           {"bits_per_weight", result.bits_per_weight},
           {"weight_error", result.weight_error},
@@ -36,6 +42,7 @@ LinearResult result_from_json(const Json& json, const std::string& source) {
           .format = json_string(json, "format", {}, source),
           .weight_bits = json_int(json, "weight_bits", {}, source),
           .activation_bits = json_int(json, "activation_bits", {}, source),
+          .activations = json_string(json, "activations", {}, source),
           .outlier_columns = json_int(json, "outlier_columns", {}, source),
           .bits_per_weight = json_number(json, "bits_per_weight", {}, source),
           .weight_error = json_number(json, "weight_error", {}, source),
@@ -66,20 +73,29 @@ class QuantizationRun {
           options_.recipe.name);
     }
     if (needs_data_) data_ = load_calibration_data(options_.calibration, spec_, checkpoint_.path());
+    checkpoint_ = transform_checkpoint(std::move(checkpoint_), options_, data_, pool_);
+    spec_ = read_model_spec(checkpoint_);
   }
 
   QuantizeForecast forecast() { return make_forecast(options_, checkpoint_, spec_, data_, pool_); }
   QuantizeResult run();
+  std::string fingerprint();
 
  private:
   static Checkpoint open_source(const QuantizeOptions& options);
-  std::string fingerprint() const;
+  // What a recipe does to the whole model before its linears are quantized.
+  static Checkpoint transform_checkpoint(Checkpoint checkpoint, const QuantizeOptions& options,
+                                         const CalibrationData& data, ThreadPool& pool);
   Json provenance() const;
-  void hash_sources();
+  // Null where the recipe needs no gradients.
+  std::unique_ptr<SensitivityStore> measure_sensitivity(const QuantizedFolder& folder, const Model& model,
+                                                        const QuantizeForecast& forecast);
   // Writes embedding, head, final norm and whatever else is not in a block, as the last shard.
   void write_rest(QuantizedFolder& folder, const Model& model);
-  void restore(const QuantizedFolder& folder, int64_t layer, std::vector<PackedLinear>* linears) const;
-  void record(const std::vector<PackedLinear>& linears);
+  // The linears of a finished shard; returns all its tensors.
+  std::map<std::string, Tensor> restore(const QuantizedFolder& folder, int64_t layer,
+                                        std::vector<PackedLinear>* linears) const;
+  void record(const std::vector<PackedLinear>& linears, const std::vector<LinearResult>& results);
   void verify(const std::map<std::string, std::string>& digests) const;
 
   const QuantizeOptions& options_;
@@ -90,7 +106,8 @@ class QuantizationRun {
   bool needs_data_ = false;
   std::vector<std::pair<std::string, std::string>> source_hashes_;
   Json linear_configs_ = Json::object();
-  std::set<std::string> replaced_;  // source tensors that a block's shard holds anew
+  std::map<std::string, std::string> activations_;  // LinearResult::activations by linear
+  std::set<std::string> replaced_;                  // source tensors that a block's shard holds anew
   double quantized_bytes_ = 0, quantized_weights_ = 0;
   QuantizeResult result_;
 };
@@ -106,11 +123,16 @@ Checkpoint QuantizationRun::open_source(const QuantizeOptions& options) {
   return checkpoint;
 }
 
-void QuantizationRun::hash_sources() {
-  for (const auto& file : checkpoint_.files()) {
-    throw_if_interrupted();
-    source_hashes_.emplace_back(file.filename().string(), sha256_hex_of_file(file));
+Checkpoint QuantizationRun::transform_checkpoint(Checkpoint checkpoint, const QuantizeOptions& options,
+                                                 const CalibrationData& data, ThreadPool& pool) {
+  const LinearSettings& settings = options.recipe.defaults;
+  if (settings.rotation == "none") return checkpoint;
+  RotationOptions rotation = {.down_input = settings.rotation == "hadamard",
+                              .seed = options.calibration.seed};
+  if (settings.balance_channels && !data.empty()) {
+    rotation.channels = measure_channels(checkpoint, data, pool);
   }
+  return rotate_checkpoint(std::move(checkpoint), rotation);
 }
 
 Json QuantizationRun::provenance() const {
@@ -124,29 +146,35 @@ Json QuantizationRun::provenance() const {
   return json;
 }
 
-std::string QuantizationRun::fingerprint() const {
+std::string QuantizationRun::fingerprint() {
+  if (source_hashes_.empty())
+    source_hashes_ = options_.source_hashes.empty() ? hash_source(checkpoint_) : options_.source_hashes;
   const std::string text = provenance().dump() + options_.recipe.to_json().dump();
   return sha256_hex(std::as_bytes(std::span(text)));
 }
 
-void QuantizationRun::record(const std::vector<PackedLinear>& linears) {
+void QuantizationRun::record(const std::vector<PackedLinear>& linears,
+                             const std::vector<LinearResult>& results) {
+  for (const LinearResult& result : results) activations_[result.name] = result.activations;
   for (const PackedLinear& linear : linears) {
     linear_configs_[linear.name] = packed_linear_config(linear);
+    linear_configs_[linear.name]["activations"] = activations_[linear.name];
     quantized_bytes_ += static_cast<double>(linear.weight_bytes());
     quantized_weights_ += static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
   }
 }
 
-void QuantizationRun::restore(const QuantizedFolder& folder, int64_t layer,
-                              std::vector<PackedLinear>* linears) const {
+std::map<std::string, Tensor> QuantizationRun::restore(const QuantizedFolder& folder, int64_t layer,
+                                                       std::vector<PackedLinear>* linears) const {
   Json notes;
-  const std::map<std::string, Tensor> tensors = folder.read_shard(layer, &notes);
+  std::map<std::string, Tensor> tensors = folder.read_shard(layer, &notes);
   for (const LinearInfo& info : list_linears(spec_)) {
     if (info.layer != layer) continue;
     linears->push_back(packed_linear_from_tensors(info.name, notes.at("linears").at(info.name), tensors,
                                                   info.out_features, info.in_features,
                                                   folder.partial_path().string()));
   }
+  return tensors;
 }
 
 void QuantizationRun::write_rest(QuantizedFolder& folder, const Model& model) {
@@ -177,18 +205,44 @@ void QuantizationRun::write_rest(QuantizedFolder& folder, const Model& model) {
   folder.write_shard(spec_.layers, entries, Json::object());
 }
 
+std::unique_ptr<SensitivityStore> QuantizationRun::measure_sensitivity(const QuantizedFolder& folder,
+                                                                       const Model& model,
+                                                                       const QuantizeForecast& forecast) {
+  SensitivityPlan plan = plan_sensitivity(options_.recipe, spec_, data_.sequences);
+  if (plan.empty()) return nullptr;
+  const double started = monotonic_seconds();
+  auto store = std::make_unique<SensitivityStore>(folder.partial_path(), std::move(plan));
+  store->measure(
+      model, data_, forecast.spill_states, [&](int64_t layer) { return folder.has_shard(layer); }, pool_);
+  result_.sensitivity_seconds = monotonic_seconds() - started;
+  return store;
+}
+
 QuantizeResult QuantizationRun::run() {
   const double started = monotonic_seconds();
   const QuantizeForecast forecast = this->forecast();
   check_resources(forecast, options_);
-  hash_sources();
-  QuantizedFolder folder(options_.output, spec_.layers + 1, fingerprint(), options_.resume, options_.force);
+  const std::string fingerprint = this->fingerprint();
+  QuantizedFolder folder(options_.output, spec_.layers + 1, fingerprint, options_.resume, options_.force);
 
   const std::unique_ptr<Model> model =
       Model::load_shell(checkpoint_, pool_, {.context_length = data_.length});
+  const std::unique_ptr<SensitivityStore> sensitivity = measure_sensitivity(folder, *model, forecast);
   std::unique_ptr<ResidualStream> stream;
-  if (needs_data_) stream = std::make_unique<ResidualStream>(*model, data_);
-  BlockQuantizer quantizer(options_.recipe, spec_, stream.get(), pool_);
+  std::unique_ptr<ResidualStream> float_stream;
+  if (recipe_needs_statistics(options_.recipe, spec_)) {
+    stream = std::make_unique<ResidualStream>(*model, data_);
+    if (recipe_needs_float_stream(options_.recipe, spec_)) {
+      float_stream = std::make_unique<ResidualStream>(*model, data_);
+    }
+  }
+  BlockQuantizer quantizer(
+      options_.recipe, spec_,
+      {.stream = stream.get(),
+       .float_stream = float_stream.get(),
+       .sensitivity = sensitivity.get(),
+       .sparse_outlier_ratios = find_sparse_outlier_ratios(checkpoint_, spec_, options_.recipe, pool_)},
+      pool_);
   std::map<std::string, std::string> digests;  // of every written tensor, for --verify
 
   Progress progress("quantizing", static_cast<double>(spec_.layers));
@@ -196,11 +250,15 @@ QuantizeResult QuantizationRun::run() {
     throw_if_interrupted();
     Block block = model->load_block(layer, pool_);
     if (stream) stream->next_block(*model);
+    Block float_block;
+    if (float_stream) {
+      float_block = model->load_block(layer, pool_);
+      float_stream->next_block(*model);
+    }
     std::vector<PackedLinear> linears;
     std::vector<LinearResult> results;
     if (folder.has_shard(layer)) {
-      restore(folder, layer, &linears);
-      quantizer.replay(block, linears);
+      quantizer.replay(block, &float_block, linears, restore(folder, layer, &linears));
       Json notes;
       folder.read_shard(layer, &notes);
       for (const Json& entry : notes.at("results"))
@@ -208,7 +266,7 @@ QuantizeResult QuantizationRun::run() {
       for (const Json& name : notes.at("tensors")) replaced_.insert(name.get<std::string>());
       ++result_.resumed_blocks;
     } else {
-      QuantizedBlock quantized = quantizer.quantize(block);
+      QuantizedBlock quantized = quantizer.quantize(block, &float_block);
       linears = std::move(quantized.linears);
       results = std::move(quantized.results);
       std::map<std::string, Tensor> entries;
@@ -222,10 +280,12 @@ QuantizeResult QuantizationRun::run() {
       for (auto& [name, tensor] : quantized.tensors) {
         notes["tensors"].push_back(name);
         replaced_.insert(name);
+        if (options_.verify) digests[name] = sha256_hex({tensor.raw(), tensor.bytes()});
         entries.emplace(name, std::move(tensor));
       }
       folder.write_shard(layer, entries, notes);
     }
+    if (sensitivity) sensitivity->release(layer);
     if (options_.verify) {
       for (const PackedLinear& linear : linears) {
         for (const auto& [suffix, tensor] : linear.tensors) {
@@ -233,21 +293,28 @@ QuantizeResult QuantizationRun::run() {
         }
       }
     }
-    record(linears);
+    record(linears, results);
     progress.update(static_cast<double>(layer + 1),
                     format_text("block {}/{}, mean relative error {:.2e}", layer + 1, spec_.layers,
                                 mean_output_error(results)));
     for (LinearResult& result : results) result_.linears.push_back(std::move(result));
   }
   write_rest(folder, *model);
+  if (sensitivity) sensitivity->remove_all();
   progress.finish(format_text("mean relative error {:.2e}", mean_output_error(result_.linears)));
 
+  Json provenance = this->provenance();
+  provenance["fingerprint"] = fingerprint;
+  std::map<std::string, LinearError> errors;
+  for (const LinearResult& linear : result_.linears)
+    errors[linear.name] = {.weight = linear.weight_error, .output = linear.output_error};
   Json config = checkpoint_.config();
   config["quantization_config"] = {{"quant_method", "nibble"},
                                    {"format_version", kNibbleFormatVersion},
                                    {"recipe", options_.recipe.to_json()},
                                    {"linears", linear_configs_},
-                                   {"provenance", provenance()}};
+                                   {"errors", errors_to_json(errors)},
+                                   {"provenance", std::move(provenance)}};
   folder.commit(config, checkpoint_);
 
   result_.bits_per_weight = 8.0 * quantized_bytes_ / std::max(1.0, quantized_weights_);
@@ -295,6 +362,19 @@ void QuantizationRun::verify(const std::map<std::string, std::string>& digests) 
 }
 
 }  // namespace
+
+std::vector<std::pair<std::string, std::string>> hash_source(const Checkpoint& checkpoint) {
+  std::vector<std::pair<std::string, std::string>> hashes;
+  for (const auto& file : checkpoint.files()) {
+    throw_if_interrupted();
+    hashes.emplace_back(file.filename().string(), sha256_hex_of_file(file));
+  }
+  return hashes;
+}
+
+std::string quantization_fingerprint(const QuantizeOptions& options, ThreadPool& pool) {
+  return QuantizationRun(options, pool).fingerprint();
+}
 
 QuantizeForecast forecast_quantization(const QuantizeOptions& options, ThreadPool& pool) {
   return QuantizationRun(options, pool).forecast();

@@ -6,9 +6,11 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "io/checkpoint.h"
 #include "pipeline/calibration_data.h"
 #include "quantizers/recipe.h"
 
@@ -23,6 +25,8 @@ struct QuantizeOptions {
   bool resume = false;
   bool force = false;   // replace an existing output
   bool verify = false;  // reload the result and compare it with what was written
+  // SHA-256 of the source's weight files by name, from a caller that has them already; empty: computed.
+  std::vector<std::pair<std::string, std::string>> source_hashes;
 };
 
 // What a run will need and give, from the headers, the recipe, and a measurement on one block.
@@ -35,6 +39,11 @@ struct QuantizeForecast {
   double available_memory_bytes = 0;
   double free_disk_bytes = 0;
   double seconds = 0;
+  // The backward pass, where the recipe wants gradients of the loss: sequences it runs over, its part of
+  // `seconds`, disk space until the end, and whether hidden states go to the disk too.
+  int64_t sensitivity_sequences = 0;
+  double sensitivity_seconds = 0, temporary_bytes = 0;
+  bool spill_states = false;
   std::string calibration;  // "32 sequences of 512 tokens from ..."; empty when the recipe needs none
 };
 
@@ -42,6 +51,8 @@ struct LinearResult {
   std::string name;
   std::string format;
   int64_t weight_bits = 0, activation_bits = 0;
+  // "float", "per_token", "static"; "equalized_per_token", "equalized_static" after a transform.
+  std::string activations;
   int64_t outlier_columns = 0;
   double bits_per_weight = 0;
   double weight_error = 0;  // relative squared error of the weight
@@ -58,6 +69,7 @@ struct QuantizeResult {
   uint64_t source_bytes = 0, output_bytes = 0;
   double seconds = 0;
   double calibration_seconds = 0, solver_seconds = 0;  // forward passes with statistics; quantizers
+  double sensitivity_seconds = 0;                      // the backward pass
   int64_t resumed_blocks = 0;
   bool verified = false;
 };
@@ -67,5 +79,10 @@ struct QuantizeResult {
 // keeps finished blocks.
 QuantizeForecast forecast_quantization(const QuantizeOptions& options, ThreadPool& pool);
 QuantizeResult quantize_model(const QuantizeOptions& options, ThreadPool& pool);
+
+// Tells runs apart: by recipe, source, calibration and program version. A finished folder has it in its
+// provenance.
+std::string quantization_fingerprint(const QuantizeOptions& options, ThreadPool& pool);
+std::vector<std::pair<std::string, std::string>> hash_source(const Checkpoint& checkpoint);
 
 }  // namespace nibble

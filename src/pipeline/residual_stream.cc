@@ -28,20 +28,23 @@ void ResidualStream::next_block(const Model& model) {
 }
 
 void ResidualStream::run(const SubLayer& sublayer, const InputTap* tap, ThreadPool& pool) {
-  float* const states = hidden_.mutable_data<float>();
-  for (int64_t first = 0; first < sequences_; first += sequences_per_batch_) {
-    throw_if_interrupted();
-    const int64_t count = std::min(sequences_per_batch_, sequences_ - first);
-    std::vector<SequenceSpan> spans;
-    for (int64_t i = 0; i < count; ++i) {
-      spans.push_back(
-          {.cache = caches_[static_cast<size_t>(i)].get(), .first_row = i * length_, .count = length_});
-    }
-    const Scratch::Frame frame(scratch_);
-    const RunContext context = {
-        .sequences = spans, .tokens = count * length_, .scratch = &scratch_, .pool = &pool};
-    sublayer.forward(states + first * length_ * hidden_size_, context, tap);
+  for (int64_t batch = 0; batch < batches(); ++batch) run_batch(batch, sublayer, tap, pool);
+}
+
+void ResidualStream::run_batch(int64_t batch, const SubLayer& sublayer, const InputTap* tap,
+                               ThreadPool& pool) {
+  throw_if_interrupted();
+  const int64_t first = batch * sequences_per_batch_;
+  const int64_t count = std::min(sequences_per_batch_, sequences_ - first);
+  std::vector<SequenceSpan> spans;
+  for (int64_t i = 0; i < count; ++i) {
+    spans.push_back(
+        {.cache = caches_[static_cast<size_t>(i)].get(), .first_row = i * length_, .count = length_});
   }
+  const Scratch::Frame frame(scratch_);
+  const RunContext context = {
+      .sequences = spans, .tokens = count * length_, .scratch = &scratch_, .pool = &pool};
+  sublayer.forward(hidden_.mutable_data<float>() + first * length_ * hidden_size_, context, tap);
 }
 
 }  // namespace nibble

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "base/tensor.h"
@@ -20,11 +21,16 @@ class ResidualStream {
   // Runs `sublayer` over all sequences, a few at a time. With a tap that stops, the states stay as they are;
   // without, they move on through the sub-layer. Polls for Ctrl-C between batches.
   void run(const SubLayer& sublayer, const InputTap* tap, ThreadPool& pool);
+  // The same for one batch of sequences, of batches(): two streams over the same data have the same batches.
+  void run_batch(int64_t batch, const SubLayer& sublayer, const InputTap* tap, ThreadPool& pool);
+  int64_t batches() const { return (sequences_ + sequences_per_batch_ - 1) / sequences_per_batch_; }
   // Fresh caches for the next block: their memory is touched only for the layer that runs.
   void next_block(const Model& model);
 
   int64_t tokens() const { return sequences_ * length_; }
   const float* states() const { return hidden_.data<float>(); }
+  // Hands the states over; the stream is of no use any more.
+  Tensor take_states() { return std::move(hidden_); }
   size_t bytes() const { return hidden_.bytes(); }
 
  private:

@@ -7,10 +7,16 @@
 namespace nibble {
 
 extern const Quantizer kGptqQuantizer;
+extern const Quantizer kMixedPrecisionQuantizer;
 extern const Quantizer kRtnQuantizer;
+extern const Quantizer kKmeansQuantizer;
+extern const Quantizer kLnqQuantizer;
+extern const Quantizer kSparseGptqQuantizer;
 
 std::span<const Quantizer* const> all_quantizers() {
-  static constexpr std::array kQuantizers = {&kGptqQuantizer, &kRtnQuantizer};
+  static constexpr std::array kQuantizers = {&kGptqQuantizer, &kMixedPrecisionQuantizer,
+                                             &kRtnQuantizer,  &kKmeansQuantizer,
+                                             &kLnqQuantizer,  &kSparseGptqQuantizer};
   return kQuantizers;
 }
 

@@ -70,8 +70,8 @@ inline FloatVector power(FloatVector x, float norm) {
 inline double error_of_step(const ClipStretch& stretch, int step, double bound) {
   const FloatVector zero = {};
   const FloatVector low = zero + stretch.lowest_code, high = zero + stretch.highest_code;
-  const float scale = clip_factor(step) / stretch.highest_code;
-  const float inverse = stretch.highest_code / clip_factor(step);
+  const float scale = clip_factor(step) / stretch.levels;
+  const float inverse = stretch.levels / clip_factor(step);
   double total = 0;
   for (int64_t begin = 0; begin < stretch.padded_count && total <= bound; begin += kValuesPerLook) {
     const int64_t left = stretch.padded_count - begin;

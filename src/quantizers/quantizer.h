@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,6 +13,16 @@
 #include "quantizers/recipe.h"
 
 namespace nibble {
+
+class FactorCache;
+
+// A Hessian for a run of output rows, on the scale of InputStatistics::hessian: the input's second moments
+// with each token weighted by the squared gradient of the loss by these outputs (GuidedQuant, arXiv
+// 2505.07004).
+struct GuidedHessian {
+  int64_t first_row = 0, rows = 0;
+  const float* hessian = nullptr;  // F32 [k, k], both triangles
+};
 
 struct QuantizerInput {
   std::string name;               // of the linear, for messages
@@ -27,15 +38,27 @@ struct QuantizerInput {
   // F32 [n, k], mean over calibration sequences of the squared gradient of the loss by each weight; only for
   // quantizers whose needs() ask for it.
   const float* sensitivity = nullptr;
+  // All rows, in order, in at most settings.guided_groups runs; only for quantizers whose needs() ask for
+  // them.
+  std::vector<GuidedHessian> guided_hessians;
+  // r of the quartile rule that makes settings.sparse_outlier_percent of the whole model's weights outliers
+  // (OutlierRatio); without it a quantizer takes that share of the linear's own weights.
+  std::optional<double> sparse_outlier_ratio;
+  // What solvers computed from the statistics for other linears of the same group (hessian_factor.h); may be
+  // null.
+  FactorCache* factors = nullptr;
 };
 
 // What a quantizer wants to have been measured before it sees a linear.
 struct CalibrationNeeds {
   bool hessian = false;  // InputStatistics with second moments
+  bool cross = false;    // ... and with those of the distance from the float model's input
   bool sensitivity =
       false;  // squared gradients of the loss by the weights (one backward pass over the model)
+  bool guided_hessian = false;  // GuidedHessians (of the same backward pass)
 
-  bool any() const { return hessian || sensitivity; }
+  bool gradients() const { return sensitivity || guided_hessian; }
+  bool any() const { return hessian || cross || gradients(); }
 };
 
 // How far the result is from the input, for the log and config.json.

@@ -12,11 +12,15 @@
 #include "io/printable.h"
 #include "quantizers/quantizer.h"
 #include "quantizers/recipes.h"
+#include "transforms/transform.h"
 
 namespace nibble {
 namespace {
 
 constexpr std::array<std::string_view, 7> kRoles = {"q", "k", "v", "o", "gate", "up", "down"};
+
+// Settings that change the whole model, and so are taken from a recipe's defaults.
+constexpr std::string_view kWholeModelSettings[] = {"rotation", "balance_channels"};
 
 constexpr JsonLimits kRecipeLimits = {.max_bytes = size_t{1} << 20, .max_depth = 8, .allow_comments = true};
 
@@ -80,7 +84,21 @@ std::vector<std::string> format_names() {
   return names;
 }
 
+std::vector<std::string> rotations() { return {"none", "hadamard", "hadamard-offline"}; }
+
 std::vector<std::string> column_orders() { return {"ascending", "natural", "descending"}; }
+
+std::vector<std::string> sensitivities() { return {"fisher", "hessian_diagonal", "uniform"}; }
+std::vector<std::string> lnq_hessians() { return {"plain", "guided"}; }
+std::vector<std::string> kmeans_solvers() { return {"exact", "lloyd"}; }
+std::vector<std::string> group_rankings() { return {"sensitivity", "range", "loss"}; }
+std::vector<std::string> scale_kinds() { return {"float", "integer", "two_level"}; }
+
+std::vector<std::string> transform_names() {
+  std::vector<std::string> names = {"none"};
+  for (const Transform* transform : all_transforms()) names.emplace_back(transform->name);
+  return names;
+}
 
 // Ranges refuse what cannot work, not what is unwise.
 std::span<const Field> fields() {
@@ -90,6 +108,7 @@ std::span<const Field> fields() {
       {"weight_bits", Width{&LinearSettings::weight_bits, {2, 3, 4, 8}}},
       {"activation_bits", Width{&LinearSettings::activation_bits, {4, 8, 16}}},
       {"group_size", Count{&LinearSettings::group_size, 0, 1 << 20}},
+      {"fit_groups", Switch{&LinearSettings::fit_groups}},
       {"outlier_columns", Count{&LinearSettings::outlier_columns, -1, 1 << 20}},
       {"outlier_scaling", Switch{&LinearSettings::outlier_scaling}},
       {"outlier_threshold", Amount{&LinearSettings::outlier_threshold, 0, 1e30}},
@@ -99,7 +118,30 @@ std::span<const Field> fields() {
       {"damping", Amount{&LinearSettings::damping, 0, 100}},
       {"block_size", Count{&LinearSettings::block_size, 1, 1 << 20}},
       {"column_order", Choice{&LinearSettings::column_order, column_orders}},
+      {"group_ranking", Choice{&LinearSettings::group_ranking, group_rankings}},
+      {"sparse_percent", Amount{&LinearSettings::sparse_percent, 0, 10}},
       {"calibrate_on_quantized", Switch{&LinearSettings::calibrate_on_quantized}},
+      {"sensitivity_sequences", Count{&LinearSettings::sensitivity_sequences, 1, 1 << 20}},
+      {"guided_groups", Count{&LinearSettings::guided_groups, 1, 1 << 10}},
+      {"sensitivity", Choice{&LinearSettings::sensitivity, sensitivities}},
+      {"kmeans_solver", Choice{&LinearSettings::kmeans_solver, kmeans_solvers}},
+      {"sparse_sensitive_percent", Amount{&LinearSettings::sparse_sensitive_percent, 0, 100}},
+      {"sparse_outlier_percent", Amount{&LinearSettings::sparse_outlier_percent, 0, 100}},
+      {"lnq_hessian", Choice{&LinearSettings::lnq_hessian, lnq_hessians}},
+      {"lnq_iterations", Count{&LinearSettings::lnq_iterations, 0, 1000}},
+      {"rotation", Choice{&LinearSettings::rotation, rotations}},
+      {"balance_channels", Switch{&LinearSettings::balance_channels}},
+      {"symmetric", Switch{&LinearSettings::symmetric}},
+      {"static_groups", Switch{&LinearSettings::static_groups}},
+      {"asymmetric_calibration", Switch{&LinearSettings::asymmetric_calibration}},
+      {"calibrate_on_codes", Switch{&LinearSettings::calibrate_on_codes}},
+      {"scale_kind", Choice{&LinearSettings::scale_kind, scale_kinds}},
+      {"scale_amplifier", Count{&LinearSettings::scale_amplifier, 0, 1 << 24}},
+      {"transform", Choice{&LinearSettings::transform, transform_names}},
+      {"static_limit", Amount{&LinearSettings::static_limit, 0, 1e30}},
+      {"per_token_limit", Amount{&LinearSettings::per_token_limit, 0, 1e30}},
+      {"smooth_alpha", Amount{&LinearSettings::smooth_alpha, 0, 1}},
+      {"fold_through_linear", Switch{&LinearSettings::fold_through_linear}},
   };
   return kFields;
 }
@@ -222,6 +264,11 @@ RecipeOverride read_override(const Json& json, const std::string& source) {
     fail("{}: 'settings' is missing or empty; expected an object of settings to change", source);
   }
   made.settings = json.at("settings");
+  for (const std::string_view name : kWholeModelSettings) {
+    if (made.settings.is_object() && made.settings.contains(std::string(name))) {
+      fail("{}: '{}' concerns the whole model: expected among the recipe's defaults", source, name);
+    }
+  }
   LinearSettings probe;
   set_all(probe, made.settings, source + ", 'settings'");
   return made;
@@ -291,6 +338,106 @@ void LinearSettings::check(const std::string& source) const {
     fail("{}: quantizer \"{}\" with format \"{}\"; \"none\" and \"dense\" (kept in 16 bits) go together",
          source, quantizer, format);
   }
+  const bool codebooks = quantizer == "kmeans" || quantizer == "lnq";
+  if (!codebooks && sparse_sensitive_percent + sparse_outlier_percent > 0) {
+    fail(
+        "{}: sparse_sensitive_percent {} and sparse_outlier_percent {} with quantizer \"{}\"; only kmeans "
+        "and lnq "
+        "keep single weights apart",
+        source, sparse_sensitive_percent, sparse_outlier_percent, quantizer);
+  }
+  if (codebooks && outlier_columns != 0) {
+    fail(
+        "{}: outlier_columns is {} with quantizer \"{}\", which keeps single weights apart, not columns; "
+        "expected 0",
+        source, outlier_columns, quantizer);
+  }
+  if (codebooks && sensitivity == "uniform" && sparse_sensitive_percent > 0) {
+    fail(
+        "{}: sparse_sensitive_percent is {} with sensitivity \"uniform\", by which no weight is more "
+        "sensitive than "
+        "another; expected 0",
+        source, sparse_sensitive_percent);
+  }
+  const bool by_column = quantizer == "gptq" || quantizer == "sparse_gptq";
+  if (by_column && group_size > 0 && !static_groups && column_order != "natural") {
+    fail(
+        "{}: static_groups is false with groups of {} and column_order \"{}\"; the columns of a group follow "
+        "each other only in \"natural\" order",
+        source, group_size, column_order);
+  }
+  if (asymmetric_calibration && !by_column && quantizer != "none") {
+    fail("{}: asymmetric_calibration with quantizer \"{}\"; expected \"gptq\" or \"sparse_gptq\"", source,
+         quantizer);
+  }
+  if (asymmetric_calibration && !calibrate_on_quantized) {
+    fail(
+        "{}: asymmetric_calibration without calibrate_on_quantized; there is no difference to take up "
+        "between "
+        "the float model and itself",
+        source);
+  }
+  if ((quantizer == "sparse_gptq") != (format == "quik_sparse")) {
+    fail("{}: quantizer \"{}\" with format \"{}\"; \"sparse_gptq\" and \"quik_sparse\" go together", source,
+         quantizer, format);
+  }
+  if (quantizer == "sparse_gptq" && (!symmetric || group_size > 0)) {
+    fail(
+        "{}: quantizer \"sparse_gptq\" has one symmetric scale per row; expected symmetric true and "
+        "group_size 0",
+        source);
+  }
+  if (format == "dense") return;
+  const LinearFormat* stored = find_format(format);
+  NIBBLE_CHECK(stored != nullptr);  // one of the choices
+  if (scale_kind != "float" && !(stored->integer_scales && group_size > 0)) {
+    fail(
+        "{}: scale_kind \"{}\" with format \"{}\" and group_size {}; expected groups in a format with "
+        "integer "
+        "scales (group_int_a8)",
+        source, scale_kind, format, group_size);
+  }
+  if (scale_kind != "float" && !static_groups) {
+    fail("{}: scale_kind \"{}\" with static_groups false; integer scales are chosen before codes are", source,
+         scale_kind);
+  }
+  if (transform != "none" && asymmetric_calibration) {
+    fail("{}: transform \"{}\" with asymmetric_calibration; the float model's inputs are not transformed",
+         source, transform);
+  }
+  if ((scale_amplifier & (scale_amplifier - 1)) != 0 || (scale_amplifier != 0 && scale_kind != "integer")) {
+    fail("{}: scale_amplifier {} with scale_kind \"{}\"; expected 0, or a power of two with \"integer\"",
+         source, scale_amplifier, scale_kind);
+  }
+  if (static_limit > per_token_limit) {
+    fail("{}: static_limit {} is above per_token_limit {}", source, static_limit, per_token_limit);
+  }
+  if (transform != "none" && find_quantizer(quantizer).needs(*this).sensitivity) {
+    fail(
+        "{}: transform \"{}\" with quantizer \"{}\", whose sensitivities are those of the weights as they "
+        "were",
+        source, transform, quantizer);
+  }
+  if (const Transform* chosen = find_transform(transform);
+      chosen != nullptr && chosen->static_activations && !stored->static_activations) {
+    fail("{}: transform \"{}\" with format \"{}\", which has no static activation scales (group_int_a8 has)",
+         source, transform, format);
+  }
+}
+
+int64_t LinearSettings::group_size_for(int64_t columns) const {
+  constexpr int64_t kUnit = 32;  // formats have groups of whole multiples
+  if (!fit_groups) return group_size;
+  for (int64_t size = group_size; size >= kUnit && size % kUnit == 0; size /= 2) {
+    if (columns % size == 0) return size;
+  }
+  return group_size;
+}
+
+bool LinearSettings::same_transform(const LinearSettings& other) const {
+  return transform == other.transform && static_limit == other.static_limit &&
+         per_token_limit == other.per_token_limit && smooth_alpha == other.smooth_alpha &&
+         fold_through_linear == other.fold_through_linear;
 }
 
 Json LinearSettings::to_json() const {
@@ -374,6 +521,10 @@ void Recipe::apply_set(const std::string& key_value) {
   field = field.substr(dot + 1);
   if (!is_role(role))
     fail_usage("{}: there is no role '{}'; expected one of {}", source, printable(role), listed(kRoles));
+  for (const std::string_view setting : kWholeModelSettings) {
+    if (field == setting)
+      fail_usage("{}: '{}' concerns the whole model: expected without a role", source, setting);
+  }
   LinearSettings probe;
   probe.set(field, value, source);
   RecipeOverride made;

@@ -20,17 +20,22 @@
 
 #include "io/json.h"
 #include "models/model_spec.h"
+#include "transforms/transform.h"
 
 namespace nibble {
 
 // Everything a recipe can set for one linear. Field names are the keys of recipe files and of --set; a new
 // one is a member here and a row of the table in recipe.cc.
 struct LinearSettings {
-  std::string quantizer = "gptq";  // "rtn", "gptq", "none"
+  std::string quantizer = "gptq";  // a row of quantizers/all.cc, or "none"
   std::string format = "quik";     // a row of formats/all.cc; "dense" keeps the linear in 16 bit
   int64_t weight_bits = 4;
   int64_t activation_bits = 4;  // 4, 8; 16: activations stay floats
   int64_t group_size = 0;       // 0: one scale per output row
+  bool symmetric = true;        // else every row or group has a zero point
+  // Where group_size does not divide the inputs, half of it, and so on down to 32, if that does: 64 at 576
+  // inputs for 128. Else the last group is shorter.
+  bool fit_groups = false;
   // Outlier columns (QUIK): -1 by the rule of the contract (min(256, 32*ceil(hidden/512)) scaled by
   // floor(in/hidden) where outlier_scaling is set); 0 none; else that many before scaling.
   int64_t outlier_columns = 0;
@@ -45,7 +50,58 @@ struct LinearSettings {
   // GPTQ: "ascending" (QUIK: by max|x|), "natural", "descending" (diagonal of H); outlier columns always
   // last.
   std::string column_order = "ascending";
+  // GPTQ: scales of groups from the weights as they were; else, with the natural order, from what the weights
+  // have become when the group's turn comes.
+  bool static_groups = true;
+  // mixed_precision: which groups of columns get 4 bits (mixed_selection.h).
+  std::string group_ranking = "sensitivity";
+  double sparse_percent = 0;           // mixed_precision: weights of the other groups kept in 16 bit
   bool calibrate_on_quantized = true;  // statistics from the already quantized earlier layers
+  // Quantizers that weigh by the gradients of the loss: calibration sequences used for them (of the whole
+  // model: the defaults' value counts), and runs of output rows with a Hessian of their own.
+  int64_t sensitivity_sequences = 100;
+  int64_t guided_groups = 4;
+  // Codebooks (kmeans, lnq): how much each weight's error counts. "fisher": its squared gradient of the loss,
+  // "hessian_diagonal": its input's second moment, "uniform": all alike.
+  std::string sensitivity = "fisher";
+  std::string kmeans_solver = "exact";  // or "lloyd"
+  // Weights beside the codebooks, in percent: of each matrix the most sensitive, of the model the largest.
+  double sparse_sensitive_percent = 0.0;
+  double sparse_outlier_percent = 0.0;
+  // LNQ: "plain", the second moments of the input, or "guided", weighted by the gradients of the loss.
+  std::string lnq_hessian = "plain";
+  int64_t lnq_iterations = 4;  // LNQ: least-squares levels and one visit of every column, each
+  // Of the whole model before anything else, so only in a recipe's defaults: "none"; "hadamard", the residual
+  // stream, the values of attention and, while running, the input of down projections; "hadamard-offline",
+  // the first two, which cost nothing while running.
+  std::string rotation = "none";
+  // With a rotation and calibration: channels between two linears are balanced first (rotate_checkpoint.h).
+  bool balance_channels = false;
+  // GPTQ: match the outputs of the float model on its own inputs (GPTAQ), not those of its weights on the
+  // inputs of the quantized model.
+  bool asymmetric_calibration = false;
+  // Calibration runs through the packed linears with their quantized activations; else through their weights.
+  bool calibrate_on_codes = false;
+  // Group scales: "float", "integer" (times a power of two, the amplifier; 0: the largest that fits) or
+  // "two_level" (a float per row times small integers); for formats that sum whole rows in integers.
+  std::string scale_kind = "float";
+  int64_t scale_amplifier = 0;
+  // What is done to a linear group's input before anything is quantized (src/transforms): "none",
+  // "log_equalization", "smoothquant". Members of a group must agree on these.
+  std::string transform = "none";
+  double static_limit = 15.0;      // log_equalization: largest |x| up to which a static scale is taken as is
+  double per_token_limit = 150.0;  // from which on scales are per token; equalized in between
+  double smooth_alpha = 0.5;       // smoothquant: how much of the range moves into the weights
+  // Also fold factors into the linear in front (v_proj, up_proj) where no norm is.
+  bool fold_through_linear = false;
+
+  // The group size for this many integer columns.
+  int64_t group_size_for(int64_t columns) const;
+  TransformSettings transform_settings() const {
+    return {.static_limit = static_limit, .per_token_limit = per_token_limit, .smooth_alpha = smooth_alpha};
+  }
+  // Whether linears with these and the other settings can share what a transform does to their input.
+  bool same_transform(const LinearSettings& other) const;
 
   // Sets one field. Throws UsageError naming `source`, field, value and the allowed ones for an unknown field
   // or a value out of its range; nothing is changed then.

@@ -52,10 +52,84 @@ constexpr std::string_view kQuik8b = R"({
   ]
 })";
 
-constexpr std::array kRecipes = {
+constexpr std::string_view kW4A4Hadamard = R"({
+  "name": "w4a4-hadamard",
+  "description": "4-bit weights and activations without outlier columns: Hadamard rotations, GPTQ, clip search",
+  "defaults": {
+    "quantizer": "gptq",
+    "format": "quik",
+    "weight_bits": 4,
+    "activation_bits": 4,
+    "outlier_columns": 0,
+    "clip": true,
+    "rotation": "hadamard",
+    "balance_channels": true  // halves what 4-bit inputs of down projections lose on models with outliers there
+  }
+})";
+
+constexpr std::string_view kMixed24 = R"({
+  "name": "mixed-2-4",
+  "description": "2- and 4-bit groups in one matrix, 2.85 bits with all scales; activations stay floats",
+  "defaults": {
+    "quantizer": "mixed_precision",
+    "format": "mixed_2_4_16",
+    "weight_bits": 2,
+    "activation_bits": 16,
+    "column_order": "descending"
+  }
+})";
+
+constexpr std::string_view kMixed2416 = R"({
+  "name": "mixed-2-4-16",
+  "description": "The same with the 0.19 % of weights that 2 bits hold worst in 16: 2.92 bits",
+  "defaults": {
+    "quantizer": "mixed_precision",
+    "format": "mixed_2_4_16",
+    "weight_bits": 2,
+    "activation_bits": 16,
+    "column_order": "descending",
+    "sparse_percent": 0.19
+  }
+})";
+
+constexpr std::string_view kMixed2416Clip = R"({
+  "name": "mixed-2-4-16-clip",
+  "description": "The same bits, scales searched by the output's error, 4-bit groups by what they gain",
+  "defaults": {
+    "quantizer": "mixed_precision",
+    "format": "mixed_2_4_16",
+    "weight_bits": 2,
+    "activation_bits": 16,
+    "column_order": "descending",
+    "sparse_percent": 0.19,
+    "group_ranking": "loss",
+    "clip": true
+  }
+})";
+
+const std::array kRecipes = {
+    BuiltinRecipe{"mixed-2-4", kMixed24},
+    BuiltinRecipe{"mixed-2-4-16", kMixed2416},
+    BuiltinRecipe{"mixed-2-4-16-clip", kMixed2416Clip},
     BuiltinRecipe{"quik-4b", kQuik4b},
     BuiltinRecipe{"quik-8b", kQuik8b},
     BuiltinRecipe{"rtn-w4a4", kRtnW4A4},
+    BuiltinRecipe{"squeezellm-3b", kSqueezellm3b},
+    BuiltinRecipe{"squeezellm-4b", kSqueezellm4b},
+    BuiltinRecipe{"squeezellm-3b-sparse", kSqueezellm3bSparse},
+    BuiltinRecipe{"squeezellm-4b-sparse", kSqueezellm4bSparse},
+    BuiltinRecipe{"squeezellm-3b-lnq", kSqueezellm3bLnq},
+    BuiltinRecipe{"w4a4-hadamard", kW4A4Hadamard},
+    BuiltinRecipe{"quik-4b-sparse", kQuik4bSparse},
+    BuiltinRecipe{"quik-8b-sparse", kQuik8bSparse},
+    BuiltinRecipe{"quik-4b-gptaq", kQuik4bGptaq},
+    BuiltinRecipe{"rtn-w4a16-g128", kRtnW4A16},
+    BuiltinRecipe{"rtn-w3a16", kRtnW3A16},
+    BuiltinRecipe{"gptq-w4a16-g128", kGptqW4A16},
+    BuiltinRecipe{"gptq-w3a16", kGptqW3A16},
+    BuiltinRecipe{"fptq", kFptq},
+    BuiltinRecipe{"w4a8-g128", kW4A8G128},
+    BuiltinRecipe{"smoothquant-w8a8", kSmoothQuantW8A8},
 };
 
 }  // namespace

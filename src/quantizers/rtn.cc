@@ -23,9 +23,11 @@ QuantizedWeight quantize_rtn(const QuantizerInput& input, ThreadPool& pool) {
       int8_t* codes = result.codes.data() + n * count;
       for (int64_t group = 0; group < grid.groups; ++group) {
         const float scale = grid.scales[n * grid.groups + group];
+        const float zero = grid.zero(n * grid.groups + group);
+        const float lowest = grid.lowest - zero, highest = grid.highest - zero;
         const int64_t last = std::min(count, (group + 1) * grid.group_size);
         for (int64_t i = group * grid.group_size; i < last; ++i) {
-          codes[i] = static_cast<int8_t>(nearest_code(weights[columns[i]], scale, grid.lowest, grid.highest));
+          codes[i] = static_cast<int8_t>(nearest_level(weights[columns[i]], scale, lowest, highest) + zero);
         }
       }
       for (int64_t i = 0; i < outliers; ++i)

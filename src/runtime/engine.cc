@@ -39,13 +39,13 @@ int32_t Engine::bos_id() const {
   return configured >= 0 ? configured : tokenizer().bos_id();
 }
 
-Session::Session(const Engine& engine, int64_t capacity, CacheType type)
+Session::Session(const Engine& engine, int64_t capacity, CacheTypes types)
     : engine_(engine), capacity_(capacity) {
   if (capacity < 1 || capacity > engine.context_length()) {
     fail("{}: a sequence of {} tokens was asked for, but the context is {}", engine.path().string(), capacity,
          engine.context_length());
   }
-  cache_ = engine.model().make_cache(capacity, type);
+  cache_ = engine.model().make_cache(capacity, types);
 }
 
 void Session::truncate(int64_t length) {

@@ -55,12 +55,13 @@ class Engine {
 // One sequence and its keys and values. Ids are appended in batches of kPromptBatch.
 class Session {
  public:
-  // Room for `capacity` positions, kept as `type`; throws Error when the memory cannot be had or the engine's
-  // context is shorter.
-  Session(const Engine& engine, int64_t capacity, CacheType type);
+  // Room for `capacity` positions, kept as `types`; throws Error when the memory cannot be had or the
+  // engine's context is shorter.
+  Session(const Engine& engine, int64_t capacity, CacheTypes types);
 
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }
+  size_t cache_bytes() const { return cache_->bytes(); }
   // Forgets all positions from `length` on.
   void truncate(int64_t length);
 

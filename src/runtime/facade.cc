@@ -65,7 +65,9 @@ Generation LanguageModel::generate(std::span<const int32_t> prompt_ids, const Ge
 PerplexityResult LanguageModel::perplexity(std::string_view text, const PerplexityOptions& options,
                                            const LanguageModel* reference) {
   return measure_perplexity(*state_->engine, text_windows(*state_->engine, text, options, "the text"),
-                            reference == nullptr ? nullptr : reference->state_->engine.get());
+                            reference == nullptr ? nullptr : reference->state_->engine.get(),
+                            {cache_type_from_name(options.key_cache, "the type of cached keys"),
+                             cache_type_from_name(options.value_cache, "the type of cached values")});
 }
 
 PerplexityResult LanguageModel::perplexity(std::span<const int32_t> ids, int64_t length,

@@ -79,7 +79,9 @@ Generation generate(const Engine& engine, std::span<const int32_t> prompt_ids, c
   const int64_t limit = options.max_tokens < 0 ? room : std::min(options.max_tokens, room);
   std::vector<int32_t> ends = engine.model().spec().eos_ids;
   if (ends.empty() && engine.tokenizer().eos_id() >= 0) ends.push_back(engine.tokenizer().eos_id());
-  Session session(engine, std::max<int64_t>(prompt_length, prompt_length + limit - 1), CacheType::kF16);
+  const CacheTypes cache = {cache_type_from_name(options.key_cache, "the type of cached keys"),
+                            cache_type_from_name(options.value_cache, "the type of cached values")};
+  Session session(engine, std::max<int64_t>(prompt_length, prompt_length + limit - 1), cache);
   result.stop_reason = options.max_tokens < 0 || limit < options.max_tokens ? StopReason::kContextFull
                                                                             : StopReason::kTokenLimit;
   const double started = monotonic_seconds();

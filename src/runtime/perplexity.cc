@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/log.h"
+#include "base/system_info.h"
 #include "runtime/token_ids.h"
 
 namespace nibble {
@@ -22,21 +24,39 @@ int64_t top_token(const float* logits, int64_t vocabulary) {
   return best;
 }
 
-// Runs whole windows through one model and yields logits of chosen rows.
-class WindowRunner {
- public:
-  WindowRunner(const Engine& engine, int64_t length, int64_t windows_at_once)
-      : engine_(engine), length_(length) {
-    for (int64_t i = 0; i < windows_at_once; ++i)
-      caches_.push_back(engine.model().make_cache(length, CacheType::kF32));
-  }
+// Some windows that run together, and what is scored of them.
+struct WindowBatch {
+  std::vector<int32_t> ids;      // [windows, rows per window]
+  std::vector<int64_t> rows;     // of the scored tokens' logits, among the ids
+  std::vector<int32_t> targets;  // the scored tokens
+  int64_t first_scored = 0;      // how many scored tokens precede this batch
+};
 
-  // ids [count, length]
-  void run(std::span<const int32_t> ids) {
+// Where the logits of scored tokens come from.
+class LogitsSource {
+ public:
+  virtual ~LogitsSource() = default;
+  virtual void run(const WindowBatch& batch) = 0;
+  // [count, vocabulary] of the batch's rows [at, at + count); valid until the next call.
+  virtual const float* logits(const WindowBatch& batch, size_t at, size_t count) = 0;
+};
+
+// Runs whole windows through one model.
+class WindowRunner : public LogitsSource {
+ public:
+  WindowRunner(const Engine& engine, int64_t length, int64_t windows_at_once, CacheTypes cache)
+      : engine_(engine), length_(length) {
+    for (int64_t i = 0; i < windows_at_once; ++i) caches_.push_back(engine.model().make_cache(length, cache));
+  }
+  // From now on the hidden states of scored tokens go there, one after another.
+  void keep_states(float* states) { kept_ = states; }
+
+  void run(const WindowBatch& batch) override {
     const Model& model = engine_.model();
-    tokens_ = static_cast<int64_t>(ids.size());
-    hidden_.resize(static_cast<size_t>(tokens_ * model.spec().hidden_size));
-    model.embed(ids, hidden_.data());
+    const int64_t hidden_size = model.spec().hidden_size;
+    tokens_ = static_cast<int64_t>(batch.ids.size());
+    hidden_.resize(static_cast<size_t>(tokens_ * hidden_size));
+    model.embed(batch.ids, hidden_.data());
     std::vector<SequenceSpan> spans;
     for (int64_t row = 0; row < tokens_; row += length_) {
       SequenceCache* cache = caches_[spans.size()].get();
@@ -46,11 +66,15 @@ class WindowRunner {
     model.run_blocks(
         hidden_.data(),
         {.sequences = spans, .tokens = tokens_, .scratch = &scratch_, .pool = engine_.pool().get()});
+    if (kept_ == nullptr) return;
+    for (const int64_t row : batch.rows)
+      kept_ = std::copy_n(hidden_.data() + row * hidden_size, hidden_size, kept_);
   }
 
-  const float* logits(std::span<const int64_t> rows) {
-    logits_.resize(rows.size() * static_cast<size_t>(engine_.vocabulary()));
-    engine_.model().logits(hidden_.data(), rows, tokens_, logits_.data(), scratch_, *engine_.pool());
+  const float* logits(const WindowBatch& batch, size_t at, size_t count) override {
+    logits_.resize(count * static_cast<size_t>(engine_.vocabulary()));
+    engine_.model().logits(hidden_.data(), std::span(batch.rows).subspan(at, count), tokens_, logits_.data(),
+                           scratch_, *engine_.pool());
     return logits_.data();
   }
 
@@ -58,6 +82,7 @@ class WindowRunner {
   const Engine& engine_;
   int64_t length_;
   int64_t tokens_ = 0;
+  float* kept_ = nullptr;
   std::vector<std::unique_ptr<SequenceCache>> caches_;
   Scratch scratch_;
   std::vector<float> hidden_, logits_;
@@ -67,6 +92,31 @@ struct Totals {
   std::vector<double> nll, kl, same_top;  // sums per window
   std::vector<int64_t> counts;
 };
+
+// Windows are cut into batches in one way only, so that a recorded reference gives the bits of one that runs.
+struct Layout {
+  explicit Layout(const ScoringWindows& windows)
+      : prefix(windows.bos >= 0 ? 1 : 0),
+        rows_per_window(prefix + windows.length),
+        scored_per_window(windows.length - 1),
+        at_once(std::clamp<int64_t>(kPromptBatch / rows_per_window, 1, windows.windows)) {}
+  int64_t prefix, rows_per_window, scored_per_window, at_once;
+};
+
+void check_context(const Engine& engine, const ScoringWindows& windows) {
+  NIBBLE_CHECK(windows.windows >= 1 && windows.length >= 2);
+  if (windows.length > engine.context_length()) {
+    fail("{}: windows of {} tokens are longer than the model's context of {}", engine.path().string(),
+         windows.length, engine.context_length());
+  }
+}
+
+void check_vocabulary(const std::string& reference, int64_t reference_vocabulary, const Engine& engine) {
+  if (reference_vocabulary != engine.vocabulary()) {
+    fail("{}: its vocabulary has {} tokens, but that of {} has {}: they cannot be compared", reference,
+         reference_vocabulary, engine.path().string(), engine.vocabulary());
+  }
+}
 
 }  // namespace
 
@@ -95,6 +145,17 @@ ScoringWindows text_windows(const Engine& engine, std::string_view text, const P
   check_token_ids(ids, engine.vocabulary(), source);
   const int32_t bos = options.add_special ? engine.bos_id() : -1;
   return cut_windows(ids, options.window, options.max_windows, bos, source);
+}
+
+ScoringWindows ids_file_windows(const Engine& engine, const std::filesystem::path& path, int64_t window,
+                                int64_t max_windows, bool add_special) {
+  const TokenIds file = read_token_ids_file(path, engine.vocabulary());
+  if (file.is_matrix && window > 0 && window != file.length) {
+    fail_usage("--ctx-size {}: the sequences of {} are windows of {} tokens", window, path.string(),
+               file.length);
+  }
+  if (window == 0) window = file.is_matrix ? file.length : PerplexityOptions().window;
+  return cut_windows(file.ids, window, max_windows, add_special ? engine.bos_id() : -1, path.string());
 }
 
 ClusteredMean clustered_mean(std::span<const double> sums, std::span<const int64_t> counts) {
@@ -139,69 +200,48 @@ TokenScore score_token(const float* logits, const float* reference, int64_t voca
   return score;
 }
 
-PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& windows,
-                                    const Engine* reference) {
-  NIBBLE_CHECK(windows.windows >= 1 && windows.length >= 2);
-  const int64_t vocabulary = engine.vocabulary();
-  for (const Engine* model : {&engine, reference}) {
-    if (model == nullptr) continue;
-    if (windows.length > model->context_length()) {
-      fail("{}: windows of {} tokens are longer than the model's context of {}", model->path().string(),
-           windows.length, model->context_length());
-    }
-    if (model->vocabulary() != vocabulary) {
-      fail("{}: its vocabulary has {} tokens, but that of {} has {}: they cannot be compared",
-           model->path().string(), model->vocabulary(), engine.path().string(), vocabulary);
-    }
-  }
-  const int64_t prefix = windows.bos >= 0 ? 1 : 0;
-  const int64_t rows_per_window = prefix + windows.length;
-  const int64_t scored_per_window = windows.length - 1;
-  const int64_t at_once = std::clamp<int64_t>(kPromptBatch / rows_per_window, 1, windows.windows);
+namespace {
 
-  WindowRunner runner(engine, rows_per_window, at_once);
-  std::unique_ptr<WindowRunner> reference_runner;
-  if (reference != nullptr)
-    reference_runner = std::make_unique<WindowRunner>(*reference, rows_per_window, at_once);
-
+PerplexityResult score_windows(const Engine& engine, const ScoringWindows& windows, LogitsSource& model,
+                               LogitsSource* reference) {
+  const Layout layout(windows);
+  const int64_t vocabulary = engine.vocabulary(), scored_per_window = layout.scored_per_window;
   Totals totals;
-  std::vector<int32_t> batch;
-  std::vector<int64_t> rows;
-  std::vector<int32_t> targets;
+  WindowBatch batch;
   std::vector<TokenScore> scores;
   double nll_so_far = 0;
   Progress progress("perplexity", static_cast<double>(windows.windows));
-  for (int64_t first = 0; first < windows.windows; first += at_once) {
+  for (int64_t first = 0; first < windows.windows; first += layout.at_once) {
     throw_if_interrupted();
-    const int64_t count = std::min(at_once, windows.windows - first);
-    batch.clear();
-    rows.clear();
-    targets.clear();
+    const int64_t count = std::min(layout.at_once, windows.windows - first);
+    batch.ids.clear();
+    batch.rows.clear();
+    batch.targets.clear();
+    batch.first_scored = first * scored_per_window;
     for (int64_t w = 0; w < count; ++w) {
       const auto ids = std::span(windows.ids)
                            .subspan(static_cast<size_t>((first + w) * windows.length),
                                     static_cast<size_t>(windows.length));
-      if (prefix > 0) batch.push_back(windows.bos);
-      batch.insert(batch.end(), ids.begin(), ids.end());
+      if (layout.prefix > 0) batch.ids.push_back(windows.bos);
+      batch.ids.insert(batch.ids.end(), ids.begin(), ids.end());
       for (int64_t i = 0; i < scored_per_window; ++i) {
-        rows.push_back(w * rows_per_window + prefix + i);
-        targets.push_back(ids[static_cast<size_t>(i + 1)]);
+        batch.rows.push_back(w * layout.rows_per_window + layout.prefix + i);
+        batch.targets.push_back(ids[static_cast<size_t>(i + 1)]);
       }
     }
-    runner.run(batch);
-    if (reference_runner) reference_runner->run(batch);
+    model.run(batch);
+    if (reference != nullptr) reference->run(batch);
 
-    scores.assign(rows.size(), {});
-    for (size_t at = 0; at < rows.size(); at += static_cast<size_t>(kRowsAtOnce)) {
-      const size_t block = std::min<size_t>(static_cast<size_t>(kRowsAtOnce), rows.size() - at);
-      const auto block_rows = std::span(rows).subspan(at, block);
-      const float* logits = runner.logits(block_rows);
-      const float* reference_logits = reference_runner ? reference_runner->logits(block_rows) : nullptr;
+    scores.assign(batch.rows.size(), {});
+    for (size_t at = 0; at < batch.rows.size(); at += static_cast<size_t>(kRowsAtOnce)) {
+      const size_t block = std::min<size_t>(static_cast<size_t>(kRowsAtOnce), batch.rows.size() - at);
+      const float* logits = model.logits(batch, at, block);
+      const float* reference_logits = reference == nullptr ? nullptr : reference->logits(batch, at, block);
       engine.pool()->parallel_for(static_cast<int64_t>(block), [&](int64_t i, int) {
         const size_t row = at + static_cast<size_t>(i);
         scores[row] = score_token(logits + i * vocabulary,
                                   reference_logits == nullptr ? nullptr : reference_logits + i * vocabulary,
-                                  vocabulary, targets[row]);
+                                  vocabulary, batch.targets[row]);
       });
     }
     for (int64_t w = 0; w < count; ++w) {
@@ -245,6 +285,92 @@ PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& 
     result.top1_stderr = same_top.standard_error;
   }
   return result;
+}
+
+}  // namespace
+
+PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& windows,
+                                    const Engine* reference, CacheTypes cache) {
+  check_context(engine, windows);
+  const Layout layout(windows);
+  WindowRunner runner(engine, layout.rows_per_window, layout.at_once, cache);
+  if (reference == nullptr) return score_windows(engine, windows, runner, nullptr);
+  check_context(*reference, windows);
+  check_vocabulary(reference->path().string(), reference->vocabulary(), engine);
+  WindowRunner reference_runner(*reference, layout.rows_per_window, layout.at_once, CacheType::kF32);
+  return score_windows(engine, windows, runner, &reference_runner);
+}
+
+struct RecordedReference::State : LogitsSource {
+  State(Checkpoint opened, std::shared_ptr<ThreadPool> threads)
+      : checkpoint(std::move(opened)), pool(std::move(threads)) {
+    // The position tables are not used: the states are behind all blocks.
+    shell = Model::load_shell(checkpoint, *pool, {.context_length = 1});
+  }
+  void run(const WindowBatch&) override {}
+  const float* logits(const WindowBatch& batch, size_t at, size_t count) override {
+    const ModelSpec& spec = shell->spec();
+    buffer.resize(count * static_cast<size_t>(spec.vocabulary));
+    rows.resize(count);
+    std::iota(rows.begin(), rows.end(), int64_t{0});
+    shell->logits(states.data() + (batch.first_scored + static_cast<int64_t>(at)) * spec.hidden_size, rows,
+                  static_cast<int64_t>(count), buffer.data(), scratch, *pool);
+    return buffer.data();
+  }
+
+  Checkpoint checkpoint;
+  std::shared_ptr<ThreadPool> pool;
+  std::unique_ptr<Model> shell;
+  ScoringWindows windows;
+  std::vector<float> states;  // [scored tokens, hidden]
+  PerplexityResult result;
+  Scratch scratch;
+  std::vector<float> buffer;
+  std::vector<int64_t> rows;
+};
+
+RecordedReference::RecordedReference(std::unique_ptr<State> state) : state_(std::move(state)) {}
+RecordedReference::~RecordedReference() = default;
+const PerplexityResult& RecordedReference::result() const { return state_->result; }
+
+double RecordedReference::bytes(const ModelSpec& spec, const ScoringWindows& windows) {
+  return 4.0 * static_cast<double>(windows.windows) * static_cast<double>(windows.length - 1) *
+         static_cast<double>(spec.hidden_size);
+}
+
+std::unique_ptr<RecordedReference> record_reference(const Engine& engine, const ScoringWindows& windows) {
+  check_context(engine, windows);
+  const ModelSpec& spec = engine.model().spec();
+  const double bytes = RecordedReference::bytes(spec, windows);
+  if (bytes > 0.8 * static_cast<double>(available_memory_bytes())) {
+    fail(
+        "{}: keeping the hidden states of {} windows of {} tokens takes {}, and {} are available; score "
+        "fewer windows",
+        engine.path().string(), windows.windows, windows.length, format_bytes(bytes),
+        format_bytes(static_cast<double>(available_memory_bytes())));
+  }
+  auto state = std::make_unique<RecordedReference::State>(Checkpoint::open(engine.path()), engine.pool());
+  state->windows = windows;
+  state->states.resize(static_cast<size_t>(bytes / 4));
+  const Layout layout(windows);
+  WindowRunner runner(engine, layout.rows_per_window, layout.at_once, CacheType::kF32);
+  runner.keep_states(state->states.data());
+  state->result = score_windows(engine, windows, runner, nullptr);
+  return std::unique_ptr<RecordedReference>(new RecordedReference(std::move(state)));
+}
+
+PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& windows,
+                                    RecordedReference& reference) {
+  check_context(engine, windows);
+  const Layout layout(windows);
+  RecordedReference::State& state = *reference.state_;
+  check_vocabulary(state.checkpoint.path().string(), state.shell->spec().vocabulary, engine);
+  if (state.windows.ids != windows.ids || state.windows.length != windows.length ||
+      state.windows.bos != windows.bos) {
+    fail("{}: was recorded on other windows than are to be scored", state.checkpoint.path().string());
+  }
+  WindowRunner runner(engine, layout.rows_per_window, layout.at_once, CacheType::kF32);
+  return score_windows(engine, windows, runner, &state);
 }
 
 }  // namespace nibble

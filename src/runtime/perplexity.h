@@ -13,6 +13,8 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -40,10 +42,43 @@ ScoringWindows cut_windows(std::span<const int32_t> ids, int64_t length, int64_t
 ScoringWindows text_windows(const Engine& engine, std::string_view text, const PerplexityOptions& options,
                             const std::string& source);
 
-// Throws Error when the windows are longer than a model's context, the vocabularies differ, or a model
-// computes NaN; Interrupted on Ctrl-C.
+// The windows of a safetensors file's "input_ids" [tokens] or [windows, tokens]; with two axes, `window` must
+// be the second where it is given. `window` 0: 512 tokens, or what the file's axis says.
+ScoringWindows ids_file_windows(const Engine& engine, const std::filesystem::path& path, int64_t window,
+                                int64_t max_windows, bool add_special);
+
+// `cache` is how `engine` keeps keys and values; the reference keeps F32. Throws Error when the windows are
+// longer than a model's context, the vocabularies differ, or a model computes NaN; Interrupted on Ctrl-C.
 PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& windows,
-                                    const Engine* reference);
+                                    const Engine* reference, CacheTypes cache = CacheType::kF32);
+
+// A model's last hidden states at every scored token of some windows, with its final norm and head: its
+// logits can be had again for the price of the head. One run of a reference so serves any number of models,
+// with the same bits as if it had run beside each.
+class RecordedReference {
+ public:
+  ~RecordedReference();
+  RecordedReference(const RecordedReference&) = delete;
+  RecordedReference& operator=(const RecordedReference&) = delete;
+
+  const PerplexityResult& result() const;  // of the reference itself
+  // Memory that recording takes: tokens x hidden size floats.
+  static double bytes(const ModelSpec& spec, const ScoringWindows& windows);
+
+ private:
+  friend std::unique_ptr<RecordedReference> record_reference(const Engine&, const ScoringWindows&);
+  friend PerplexityResult measure_perplexity(const Engine&, const ScoringWindows&, RecordedReference&);
+  struct State;
+  explicit RecordedReference(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+// Runs `engine` over the windows. Its weights other than embedding, final norm and head are not needed
+// afterwards. Throws Error when the states do not fit into memory, and as measure_perplexity().
+std::unique_ptr<RecordedReference> record_reference(const Engine& engine, const ScoringWindows& windows);
+// measure_perplexity() with a reference recorded on the same windows.
+PerplexityResult measure_perplexity(const Engine& engine, const ScoringWindows& windows,
+                                    RecordedReference& reference);
 
 // Mean of sum / count over clusters and its standard error, as above.
 struct ClusteredMean {

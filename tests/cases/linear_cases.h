@@ -2,6 +2,7 @@
 // benchmarks. Everything is a pure function of its arguments: the same case is the same numbers everywhere.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -104,10 +105,19 @@ struct WeightSpec {
   int activation_bits = 16;
   int64_t group_size = 0;
   bool zeros = false;
+  // Integer group scales times a float per row, and the same with an amplifier in its place.
+  enum class Scales { kFloat, kTwoLevel, kAmplified } scales = Scales::kFloat;
+  float activation_scale = 0;  // static; 0: per token
+  bool pruned = false;         // 2:4
 
   std::string name() const {
     return "w" + std::to_string(weight_bits) + "a" + std::to_string(activation_bits) +
-           (group_size > 0 ? "g" + std::to_string(group_size) : "") + (zeros ? "z" : "");
+           (group_size > 0 ? "g" + std::to_string(group_size) : "") + (zeros ? "z" : "") +
+           (pruned ? "s" : "") +
+           (scales == Scales::kTwoLevel    ? " two-level"
+            : scales == Scales::kAmplified ? " amplified"
+                                           : "") +
+           (activation_scale > 0 ? " static" : "");
   }
 };
 
@@ -142,6 +152,23 @@ inline QuantizedWeight make_weight(const LinearCase& shape, const WeightSpec& sp
   // Rounded to 16 bits, which a format may use to store them.
   for (float& value : weight.scales) value = f16_to_float(float_to_f16(scale(generator)));
   if (special_rows) weight.scales[2 * groups] = 0.0f;
+  weight.activation_scale = spec.activation_scale;
+  if (spec.scales != WeightSpec::Scales::kFloat) {
+    // As large as the INT32 sum of a row of largest codes holds.
+    const int64_t room = ((int64_t{1} << 31) - 1) / (127 * limit * k_int);
+    std::uniform_int_distribution<int> multiplier(1, static_cast<int>(room < 255 ? room : 255));
+    if (spec.scales == WeightSpec::Scales::kAmplified) weight.scale_amplifier = 1024;
+    for (int64_t row = 0; row < shape.n; ++row) {
+      weight.row_scales.push_back(spec.scales == WeightSpec::Scales::kAmplified ? 0x1p-10f
+                                                                                : scale(generator) / 255);
+      for (int64_t group = 0; group < groups; ++group) {
+        const bool zero = special_rows && row == 2 && group == 0;
+        weight.scale_multipliers.push_back(zero ? 0 : multiplier(generator));
+        weight.scales[row * groups + group] =
+            weight.row_scales.back() * static_cast<float>(weight.scale_multipliers.back());
+      }
+    }
+  }
   if (spec.zeros) {
     std::uniform_int_distribution<int> zero(-limit, limit - 1);
     weight.zeros.resize(weight.scales.size());
@@ -154,9 +181,129 @@ inline QuantizedWeight make_weight(const LinearCase& shape, const WeightSpec& sp
   return weight;
 }
 
+// A table of levels per row, with random, equal, and unordered levels. With `with_sparse`, rows have from no
+// corrected weight to all of them; where a row has many, its last column is among them.
+inline QuantizedWeight make_codebook_weight(const LinearCase& shape, int bits, bool with_sparse) {
+  QuantizedWeight weight;
+  weight.out_features = shape.n;
+  weight.in_features = shape.k;
+  weight.weight_bits = bits;
+  const uint32_t seed = static_cast<uint32_t>(shape.n * 6007 + shape.k * 911 + bits);
+  std::mt19937 generator(seed);
+  const int levels = 1 << bits;
+  std::uniform_int_distribution<int> code(0, levels - 1);
+  for (int64_t i = 0; i < shape.n * shape.k; ++i) {
+    const int64_t row = i / shape.k, j = i % shape.k;
+    const int value = shape.codes == Codes::kLowest      ? levels - 1
+                      : shape.codes == Codes::kAlternate ? ((row + j) % 2 == 0 ? 0 : levels - 1)
+                                                         : code(generator);
+    weight.codes.push_back(static_cast<int8_t>(value));
+  }
+  // Numbers of F16, which the format stores.
+  weight.codebooks = normal_floats(static_cast<size_t>(shape.n * levels), seed + 1, 0.05f);
+  for (float& level : weight.codebooks) level = f16_to_float(float_to_f16(level));
+  if (shape.n >= 4) std::fill_n(weight.codebooks.begin() + levels, levels, weight.codebooks[levels]);
+  if (shape.bias) weight.bias = normal_floats(static_cast<size_t>(shape.n), seed + 2, 0.5f);
+  if (!with_sparse) return weight;
+  weight.sparse.row_offsets.push_back(0);
+  for (int64_t row = 0; row < shape.n; ++row) {
+    const int64_t count = row % 4 == 1   ? 0
+                          : row % 4 == 2 ? shape.k
+                                         : std::min<int64_t>(shape.k, 1 + row % 5 + shape.k / 100);
+    for (const int32_t column : spread_columns(shape.k, count)) {
+      // Of the level's own sign: what an outlier is corrected by.
+      const float level = weight.codebooks[row * levels + weight.codes[row * shape.k + column]];
+      weight.sparse.columns.push_back(column);
+      weight.sparse.values.push_back(
+          f16_to_float(float_to_f16(level * (0.5f + static_cast<float>(row % 3)))));
+    }
+    weight.sparse.row_offsets.push_back(static_cast<int64_t>(weight.sparse.columns.size()));
+  }
+  return weight;
+}
+
+// A weight of 2- and 4-bit groups (format mixed_2_4_16) in a random order of groups. `sparse_share` of its
+// places have a sparse value.
+inline QuantizedWeight make_mixed_weight(const LinearCase& shape, double sparse_share) {
+  const int64_t n = shape.n, k = shape.k, units = (k + 63) / 64, groups = (k + 15) / 16,
+                tiles = (n + 15) / 16;
+  QuantizedWeight weight;
+  weight.out_features = n;
+  weight.in_features = k;
+  weight.weight_bits = 2;
+  weight.group_size = 16;
+  std::mt19937 generator(static_cast<uint32_t>(n * 7919 + k * 104729));
+  const auto below = [&](int64_t count) {
+    return static_cast<int>(generator() % static_cast<uint64_t>(count));
+  };
+  MixedGroups& mixed = weight.mixed;
+  for (int32_t group = 0; group < 4 * units; ++group) mixed.order.push_back(group);
+  for (size_t i = mixed.order.size() - 1; i > 0; --i) std::swap(mixed.order[i], mixed.order[below(i + 1)]);
+  weight.codes.resize(static_cast<size_t>(n * k));
+  weight.scales.resize(static_cast<size_t>(n * groups));
+  weight.zeros.resize(weight.scales.size());
+  mixed.scale_codes.resize(weight.scales.size());
+  mixed.second_scales.resize(static_cast<size_t>(tiles * groups));
+  mixed.second_zeros.resize(mixed.second_scales.size());
+  const auto f16_number = [&] {
+    return f16_to_float(float_to_f16(0.001f + 0.0001f * static_cast<float>(below(50))));
+  };
+  std::vector<float> wide_scales(static_cast<size_t>(n)), wide_zeros(static_cast<size_t>(n));
+  const bool special_rows = shape.codes == Codes::kRandom && n >= 4;
+  for (int64_t place = 0; place < 4 * units; ++place) {
+    const int64_t group = mixed.order[place], slot = place % 4;
+    const int levels = slot == 3 ? 16 : 4;
+    if (place % 32 == 3) {  // eight 4-bit groups share their scales
+      for (int64_t row = 0; row < n; ++row) {
+        wide_scales[row] = special_rows && row == 2 ? 0.0f : f16_number();
+        wide_zeros[row] = static_cast<float>(shape.codes == Codes::kLowest ? 15 : below(16));
+      }
+    }
+    if (group >= groups) continue;
+    for (int64_t tile = 0; tile < tiles && slot != 3; ++tile) {
+      mixed.second_scales[tile * groups + group] = f16_number();
+      mixed.second_zeros[tile * groups + group] = static_cast<uint8_t>(below(slot == 2 ? 16 : 8));
+    }
+    for (int64_t row = 0; row < n; ++row) {
+      const int64_t at = row * groups + group, second = row / 16 * groups + group;
+      if (slot == 3) {
+        weight.scales[at] = wide_scales[row];
+        weight.zeros[at] = wide_zeros[row];
+      } else {
+        mixed.scale_codes[at] = static_cast<uint8_t>(below(slot == 2 ? 16 : 8));
+        weight.scales[at] = static_cast<float>(mixed.scale_codes[at] + mixed.second_zeros[second]) *
+                            mixed.second_scales[second];
+        weight.zeros[at] = static_cast<float>(shape.codes == Codes::kLowest ? 3 : below(4));
+      }
+      for (int64_t column = group * 16; column < k && column < group * 16 + 16; ++column) {
+        int code = below(levels);
+        if (special_rows && row == 1) code = static_cast<int>(weight.zeros[at]);  // exactly zero
+        if (shape.codes == Codes::kLowest) code = 0;
+        if (shape.codes == Codes::kAlternate) code = (row + column) % 2 == 0 ? 0 : levels - 1;
+        weight.codes[row * k + column] = static_cast<int8_t>(code);
+      }
+    }
+  }
+  if (sparse_share > 0) {
+    weight.sparse.row_offsets.push_back(0);
+    for (int64_t row = 0; row < n; ++row) {
+      for (int64_t column = 0; column < k; ++column) {
+        if (below(1 << 20) >= static_cast<int>(sparse_share * (1 << 20)) || (special_rows && row == 1))
+          continue;
+        weight.sparse.columns.push_back(static_cast<int32_t>(column));
+        weight.sparse.values.push_back(f16_number() - 0.003f);
+        weight.sparse.values.back() = f16_to_float(float_to_f16(weight.sparse.values.back()));
+      }
+      weight.sparse.row_offsets.push_back(static_cast<int64_t>(weight.sparse.columns.size()));
+    }
+  }
+  if (shape.bias) weight.bias = normal_floats(static_cast<size_t>(n), 79, 0.5f);
+  return weight;
+}
+
 // [tokens, k]. `activation_bits` shapes the kTies tokens: their quotients x/s lie exactly halfway between
-// integers.
-inline std::vector<float> make_input(const LinearCase& shape, int activation_bits) {
+// integers; `symmetric` grids reach from -(2^b - 1) / 2 to as much above.
+inline std::vector<float> make_input(const LinearCase& shape, int activation_bits, bool symmetric = false) {
   std::vector<float> x = normal_floats(static_cast<size_t>(shape.tokens * shape.k),
                                        static_cast<uint32_t>(shape.k * 13 + shape.tokens));
   const std::vector<int32_t> outliers = spread_columns(shape.k, shape.outliers);
@@ -177,7 +324,7 @@ inline std::vector<float> make_input(const LinearCase& shape, int activation_bit
         break;
       case Token::kTies: {
         // With the whole range present, s is exactly `step`; other values are odd multiples of step / 2.
-        const int levels = (1 << (activation_bits == 4 ? 4 : 8)) - 1;
+        const int levels = (1 << (activation_bits == 4 ? 4 : 8)) - (symmetric ? 2 : 1);
         const float step = 0.125f;
         for (int64_t j = 0; j < shape.k; ++j) {
           const int64_t halves = (t * 3 + j * 5) % (2 * levels) - levels;
@@ -218,6 +365,7 @@ struct Subject {
   std::string name;  // "quik w4a4"
   int activation_bits = 16;
   bool outliers = false;  // keeps outlier columns; else every column is an integer (or float) one
+  bool symmetric_activations = false;  // signed codes: max|x| / 127 or a static step, no zero point
   std::function<PackedLinear(const LinearCase&, const std::string& name)> make;
   // The codes that were packed, for formats that hold codes.
   std::function<QuantizedWeight(const LinearCase&)> weight;
@@ -251,14 +399,51 @@ inline PackedLinear make_dense(const LinearFormat* format, DType dtype, const Li
   return linear;
 }
 
+// Prunes a weight 2:4, in an order that is not the columns' own; which two survive differs from row to row.
+inline QuantizedWeight prune(QuantizedWeight weight) {
+  const int64_t k_int = weight.integer_columns();
+  std::vector<int64_t> places(static_cast<size_t>(k_int));  // among the integer columns, in mask order
+  for (int64_t j = 0; j < k_int; ++j) places[j] = j;
+  std::mt19937 generator(static_cast<uint32_t>(k_int));
+  for (int64_t j = k_int - 1; j > 0; --j) std::swap(places[j], places[generator() % (j + 1)]);
+  std::vector<int32_t> columns;
+  size_t outlier = 0;
+  for (int32_t column = 0; column < weight.in_features; ++column) {
+    if (outlier < weight.outlier_columns.size() && weight.outlier_columns[outlier] == column) {
+      ++outlier;
+    } else {
+      columns.push_back(column);
+    }
+  }
+  for (const int64_t place : places) weight.mask_order.push_back(columns[place]);
+  for (int64_t row = 0; row < weight.out_features; ++row) {
+    for (int64_t first = 0; first < k_int; first += 4) {
+      const int64_t members = std::min<int64_t>(4, k_int - first), skipped = generator() % 4;
+      int64_t kept = 0;
+      for (int64_t i = 0; i < members; ++i) {
+        // Two of four that follow each other around; every pair of places comes up.
+        const bool survives = (i + skipped) % 4 == 0 || (i + skipped) % 4 == 1 + (row + first / 4) % 3;
+        if (survives && kept < 2) {
+          ++kept;
+        } else {
+          weight.codes[row * k_int + places[first + i]] = 0;
+        }
+      }
+    }
+  }
+  return weight;
+}
+
 inline Subject coded_subject(const LinearFormat* format, const WeightSpec& spec, bool outliers) {
   const auto weight = [spec, outliers](const LinearCase& shape) {
-    return make_weight(shape, spec, outliers);
+    QuantizedWeight made = make_weight(shape, spec, outliers);
+    return spec.pruned ? prune(std::move(made)) : made;
   };
   return {format,
           std::string(format->name) + " " + spec.name(),
           spec.activation_bits,
           outliers,
+          std::string_view(format->name) == "group_int_a8",
           [format, weight](const LinearCase& shape, const std::string& name) {
             return format->pack(weight(shape), name);
           },
@@ -276,6 +461,13 @@ inline std::vector<Subject> subjects() {
            {WeightSpec{4, 4}, WeightSpec{4, 8}, WeightSpec{8, 8}, WeightSpec{8, 4}}) {
         all.push_back(coded_subject(format, spec, true));
       }
+    } else if (name == "quik_sparse") {
+      for (const WeightSpec& spec :
+           {WeightSpec{4, 4}, WeightSpec{4, 8}, WeightSpec{8, 8}, WeightSpec{8, 4}}) {
+        WeightSpec pruned = spec;
+        pruned.pruned = true;
+        all.push_back(coded_subject(format, pruned, true));
+      }
     } else if (name == "group_int") {
       for (const int bits : {2, 3, 4, 8}) {
         for (const int64_t group : {0, 32, 128}) {
@@ -283,9 +475,45 @@ inline std::vector<Subject> subjects() {
         }
       }
       all.push_back(coded_subject(format, {4, 16, 7, true}, false));
+    } else if (name == "squeezellm") {
+      for (const int bits : {2, 3, 4}) {
+        for (const bool sparse : {false, true}) {
+          const auto weight = [bits, sparse](const LinearCase& shape) {
+            return make_codebook_weight(shape, bits, sparse);
+          };
+          all.push_back({format, name + " w" + std::to_string(bits) + (sparse ? " sparse" : ""), 16, false,
+                         false,
+                         [format, weight](const LinearCase& shape, const std::string& linear) {
+                           return format->pack(weight(shape), linear);
+                         },
+                         weight});
+        }
+      }
+    } else if (name == "mixed_2_4_16") {
+      for (const double share : {0.0, 0.02}) {
+        const auto weight = [share](const LinearCase& shape) { return make_mixed_weight(shape, share); };
+        all.push_back({format, share > 0 ? name + " sparse" : name, 16, false, false,
+                       [format, weight](const LinearCase& shape, const std::string& linear) {
+                         return format->pack(weight(shape), linear);
+                       },
+                       weight});
+      }
+    } else if (name == "group_int_a8") {
+      using Scales = WeightSpec::Scales;
+      // Steps of the static grid at which kTies tokens lie halfway, and outlier columns beyond the grid.
+      constexpr float kStep = 0.125f;
+      for (const WeightSpec& spec :
+           {WeightSpec{4, 8, 128}, WeightSpec{4, 8, 32}, WeightSpec{4, 8, 64, false, Scales::kFloat, kStep},
+            WeightSpec{4, 8, 0}, WeightSpec{8, 8, 0}, WeightSpec{8, 8, 128, false, Scales::kFloat, kStep},
+            WeightSpec{4, 8, 128, false, Scales::kTwoLevel},
+            WeightSpec{4, 8, 64, false, Scales::kAmplified, kStep},
+            WeightSpec{8, 8, 32, false, Scales::kTwoLevel},
+            WeightSpec{8, 8, 96, false, Scales::kAmplified}}) {
+        all.push_back(coded_subject(format, spec, false));
+      }
     } else if (name == "dense") {
       for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
-        all.push_back({format, name + " " + std::string(dtype_name(dtype)), 16, false,
+        all.push_back({format, name + " " + std::string(dtype_name(dtype)), 16, false, false,
                        [format, dtype](const LinearCase& shape, const std::string& linear) {
                          return make_dense(format, dtype, shape, linear);
                        },

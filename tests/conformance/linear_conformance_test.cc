@@ -3,6 +3,7 @@
 // arithmetic.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -20,8 +21,23 @@ using cases::Subject;
 // Unit roundoff of FP32.
 constexpr double kEps = 0x1p-24;
 
+// A weight with a table of levels per row and sparse values beside them.
+std::vector<float> expected_codebook_weight(const QuantizedWeight& weight) {
+  const int64_t n = weight.out_features, k = weight.in_features;
+  const int64_t levels = static_cast<int64_t>(weight.codebooks.size()) / n;
+  std::vector<float> dense(static_cast<size_t>(n * k));
+  for (int64_t i = 0; i < n * k; ++i) dense[i] = weight.codebooks[i / k * levels + weight.codes[i]];
+  for (int64_t row = 0; row < n && !weight.sparse.empty(); ++row) {
+    for (int64_t i = weight.sparse.row_offsets[row]; i < weight.sparse.row_offsets[row + 1]; ++i) {
+      dense[row * k + weight.sparse.columns[i]] += weight.sparse.values[i];
+    }
+  }
+  return dense;
+}
+
 // The weight a case stands for, by the definition of QuantizedWeight.
 std::vector<float> expected_weight(const QuantizedWeight& weight) {
+  if (!weight.codebooks.empty()) return expected_codebook_weight(weight);
   const int64_t n = weight.out_features, k = weight.in_features, k_int = weight.integer_columns();
   const int64_t groups = static_cast<int64_t>(weight.scales.size()) / n;
   std::vector<float> dense(static_cast<size_t>(n * k));
@@ -37,6 +53,10 @@ std::vector<float> expected_weight(const QuantizedWeight& weight) {
       dense[row * k + column] =
           (static_cast<float>(weight.codes[row * k_int + j]) - zero) * weight.scales[group];
       ++j;
+    }
+    for (int64_t i = weight.sparse.empty() ? 0 : weight.sparse.row_offsets[row];
+         !weight.sparse.empty() && i < weight.sparse.row_offsets[row + 1]; ++i) {
+      dense[row * k + weight.sparse.columns[i]] += weight.sparse.values[i];
     }
   }
   return dense;
@@ -55,8 +75,29 @@ std::vector<int64_t> integer_columns(int64_t k, const std::vector<int32_t>& outl
 struct Activations {
   std::vector<float> scales;
   std::vector<int32_t> zeros;
-  std::vector<uint8_t> codes;  // [tokens, k_int]
+  std::vector<uint8_t> codes;  // [tokens, k_int]; signed ones as bytes
+  bool is_signed = false;
+
+  int code(int64_t index) const { return is_signed ? static_cast<int8_t>(codes[index]) : codes[index]; }
 };
+
+// Signed codes: s = max|x| / 127 or a static step, clamp(rne(x / s), -127, 127), and 0 where s is 0.
+Activations quantize_signed(const std::vector<float>& x, int64_t tokens, int64_t k, float static_scale) {
+  Activations result;
+  result.is_signed = true;
+  for (int64_t t = 0; t < tokens; ++t) {
+    float s = static_scale;
+    for (int64_t j = 0; j < k && static_scale == 0; ++j) s = std::fmax(s, std::fabs(x[t * k + j]));
+    if (static_scale == 0) s = s / 127;
+    for (int64_t j = 0; j < k; ++j) {
+      const float quotient = s == 0 ? 0 : std::fmin(std::fmax(x[t * k + j] / s, -127), 127);
+      result.codes.push_back(static_cast<uint8_t>(static_cast<int8_t>(std::lrint(quotient))));
+    }
+    result.scales.push_back(s);
+    result.zeros.push_back(0);
+  }
+  return result;
+}
 
 Activations quantize(const std::vector<float>& x, int64_t tokens, int64_t k,
                      const std::vector<int64_t>& columns, int bits) {
@@ -116,20 +157,25 @@ Expected coded_product(const std::vector<float>& x, const Activations& activatio
   const std::vector<int64_t> columns = integer_columns(shape.k, weight.outlier_columns);
   const int64_t k_int = static_cast<int64_t>(columns.size());
   const int64_t outliers = static_cast<int64_t>(weight.outlier_columns.size());
+  const int64_t groups = static_cast<int64_t>(weight.scales.size()) / shape.n;
+  const int64_t columns_per_group = weight.group_size == 0 ? k_int : weight.group_size;
   Expected expected;
   for (int64_t t = 0; t < shape.tokens; ++t) {
     for (int64_t row = 0; row < shape.n; ++row) {
       double sum = weight.bias.empty() ? 0.0 : weight.bias[row], magnitude = std::fabs(sum);
-      const double scale = double{activations.scales[t]} * double{weight.scales[row]};
-      int64_t integers = 0, integer_magnitude = 0;
-      for (int64_t j = 0; j < k_int; ++j) {
-        const int product =
-            (activations.codes[t * k_int + j] - activations.zeros[t]) * weight.codes[row * k_int + j];
-        integers += product;
-        integer_magnitude += std::abs(product);
+      for (int64_t group = 0; group < groups; ++group) {
+        const double scale = double{activations.scales[t]} * double{weight.scales[row * groups + group]};
+        int64_t integers = 0, integer_magnitude = 0;
+        for (int64_t j = group * columns_per_group; j < std::min(k_int, (group + 1) * columns_per_group);
+             ++j) {
+          const int product =
+              (activations.code(t * k_int + j) - activations.zeros[t]) * weight.codes[row * k_int + j];
+          integers += product;
+          integer_magnitude += std::abs(product);
+        }
+        sum += scale * static_cast<double>(integers);
+        magnitude += scale * static_cast<double>(integer_magnitude);
       }
-      sum += scale * static_cast<double>(integers);
-      magnitude += scale * static_cast<double>(integer_magnitude);
       for (int64_t o = 0; o < outliers; ++o) {
         const double product = double{x[t * shape.k + weight.outlier_columns[o]]} *
                                double{weight.outlier_weights[row * outliers + o]};
@@ -141,6 +187,36 @@ Expected coded_product(const std::vector<float>& x, const Activations& activatio
     }
   }
   return expected;
+}
+
+// Sums of code products as kernels report them: [tokens, n, groups], or [tokens, n] of integer scales times
+// the groups' sums.
+std::vector<int32_t> code_products(const Activations& activations, const QuantizedWeight& weight,
+                                   int64_t tokens) {
+  const int64_t n = weight.out_features, k_int = weight.integer_columns();
+  const int64_t groups = static_cast<int64_t>(weight.scales.size()) / n;
+  const int64_t columns_per_group = weight.group_size == 0 ? k_int : weight.group_size;
+  std::vector<int32_t> sums;
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t row = 0; row < n; ++row) {
+      int64_t total = 0;
+      for (int64_t group = 0; group < groups; ++group) {
+        int64_t sum = 0;
+        for (int64_t j = group * columns_per_group; j < std::min(k_int, (group + 1) * columns_per_group); ++j)
+          sum += activations.code(t * k_int + j) * weight.codes[row * k_int + j];
+        if (weight.scale_multipliers.empty()) {
+          sums.push_back(static_cast<int32_t>(sum));
+          EXPECT_EQ(sum, sums.back()) << "the case itself overflows";
+        } else {
+          total += sum * weight.scale_multipliers[row * groups + group];
+        }
+      }
+      if (weight.scale_multipliers.empty()) continue;
+      sums.push_back(static_cast<int32_t>(total));
+      EXPECT_EQ(total, sums.back()) << "the case itself overflows";
+    }
+  }
+  return sums;
 }
 
 // A forced NIBBLE_CPU that this machine lacks: nothing to test here.
@@ -203,7 +279,7 @@ class LinearConformance : public ::testing::TestWithParam<Subject> {
     if (const char* missing = missing_forced_path()) GTEST_SKIP() << "this machine has no " << missing;
   }
   std::vector<float> input(const LinearCase& shape) {
-    return cases::make_input(shape, GetParam().activation_bits);
+    return cases::make_input(shape, GetParam().activation_bits, GetParam().symmetric_activations);
   }
 };
 
@@ -247,18 +323,11 @@ TEST_P(LinearConformance, EveryKernelMatchesPlainLoops) {
     if (subject.activation_bits < 16) {
       const QuantizedWeight weight = subject.weight(shape);
       const std::vector<int64_t> columns = integer_columns(shape.k, weight.outlier_columns);
-      const int64_t k_int = static_cast<int64_t>(columns.size());
-      activations = quantize(x, shape.tokens, shape.k, columns, subject.activation_bits);
+      activations = subject.symmetric_activations
+                        ? quantize_signed(x, shape.tokens, shape.k, weight.activation_scale)
+                        : quantize(x, shape.tokens, shape.k, columns, subject.activation_bits);
       expected = coded_product(x, activations, weight, shape);
-      for (int64_t t = 0; t < shape.tokens; ++t) {
-        for (int64_t row = 0; row < shape.n; ++row) {
-          int64_t sum = 0;
-          for (int64_t j = 0; j < k_int; ++j)
-            sum += activations.codes[t * k_int + j] * weight.codes[row * k_int + j];
-          accumulators.push_back(static_cast<int32_t>(sum));
-          ASSERT_EQ(sum, accumulators.back()) << "the case itself overflows";
-        }
-      }
+      accumulators = code_products(activations, weight, shape.tokens);
     } else {
       std::vector<float> weight(static_cast<size_t>(shape.n * shape.k));
       subject.format->dequantize(linear, weight.data());

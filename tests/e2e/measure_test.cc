@@ -84,6 +84,39 @@ TEST(PerplexityCommand, IdsGiveTheSameAsTheirText) {
   }
 }
 
+TEST(PerplexityCommand, NarrowerCachesLoseMore) {
+  const std::string model = fixture("llama_outliers");
+  double previous = 0;
+  for (const std::vector<std::string>& types : {std::vector<std::string>{"--cache-type", "q8"},
+                                                {"-ctk", "q8_0", "-ctv", "q4_0"},
+                                                {"--cache-type", "q4"}}) {
+    std::vector<std::string> arguments = {"perplexity",  model, "-f",          fixture("text/valid.txt"),
+                                          "-c",          "128", "--chunks",    "4",
+                                          "--reference", model, "--no-special"};
+    arguments.insert(arguments.end(), types.begin(), types.end());
+    const Json result = nibble_json(arguments);
+    EXPECT_GT(result.at("kl_divergence"), previous);
+    EXPECT_LT(result.at("kl_divergence"), 0.05);
+    previous = result.at("kl_divergence");
+    EXPECT_EQ(result.at("cache_type_v"), types[0] == "-ctk" ? "q4" : types[1]);
+    EXPECT_EQ(result.at("cache_type_k"), types[0] == "-ctk" ? "q8" : types[1]);
+  }
+  const Json ran = nibble_json({"run", model, "-p", "Anne Elliot", "-n", "4", "--temp", "0", "--ignore-eos",
+                                "-ctk", "q4_0", "-ctv", "q8_0"});
+  EXPECT_EQ(ran.at("output_ids").size(), ran.at("prompt_ids").size() + 4);
+  const auto cache_bytes = [&](const std::string& type) {
+    return nibble_json({"bench", model, "-p", "8", "-n", "2", "-r", "1", "--cache-type", type})
+        .at("cache_bytes")
+        .get<int64_t>();
+  };
+  EXPECT_EQ(cache_bytes("q8") * 32 * 10, cache_bytes("f32") * 85);  // 8.5 bits a value, heads of 64
+  EXPECT_EQ(cache_bytes("q4") * 32, cache_bytes("f32") * 5);
+  const Result refused =
+      nibble({"perplexity", model, "-f", fixture("text/valid.txt"), "--cache-type-v", "q5"});
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_NE(refused.err.find("'q5', expected one of f32, f16, q8"), std::string::npos) << refused.err;
+}
+
 TEST(PerplexityCommand, TooLittleTextIsRefusedWithCounts) {
   const TemporaryFolder folder;
   std::ofstream(folder / "short.txt") << "Hello world";

@@ -18,8 +18,8 @@ inline std::string fixture(const std::string& name) { return std::string(NIBBLE_
 // One sequence on one model. `feed` appends ids and returns the logits of all of them.
 class Session {
  public:
-  Session(const Model& model, ThreadPool& pool, int64_t capacity, CacheType type = CacheType::kF32)
-      : model_(model), pool_(pool), cache_(model.make_cache(capacity, type)) {}
+  Session(const Model& model, ThreadPool& pool, int64_t capacity, CacheTypes types = CacheType::kF32)
+      : model_(model), pool_(pool), cache_(model.make_cache(capacity, types)) {}
 
   std::vector<float> feed(std::span<const int32_t> ids) {
     const auto tokens = static_cast<int64_t>(ids.size());
@@ -91,6 +91,16 @@ inline double standard_deviation(std::span<const float> values) {
   const double mean = sum / static_cast<double>(values.size());
   for (const float value : values) squares += (value - mean) * (value - mean);
   return std::sqrt(squares / static_cast<double>(values.size()));
+}
+
+inline double root_mean_square_difference(std::span<const float> a, std::span<const float> b) {
+  if (a.size() != b.size() || a.empty()) return INFINITY;
+  double squares = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double difference = static_cast<double>(a[i]) - b[i];
+    squares += difference * difference;
+  }
+  return std::sqrt(squares / static_cast<double>(a.size()));
 }
 
 inline double max_difference(std::span<const float> a, std::span<const float> b) {

@@ -132,6 +132,50 @@ TEST_P(Fixture, HalfPrecisionCache) {
   EXPECT_LE(difference, 1e-2 * standard_deviation(exact));
 }
 
+// Caches of 8 and 4 bits take what they say and cost what such widths cost.
+TEST_P(Fixture, QuantizedCaches) {
+  LoadedModel loaded(folder());
+  const ModelSpec& spec = loaded.model->spec();
+  const ReferenceLogits reference = read_reference_logits(folder());
+  const auto capacity = static_cast<int64_t>(reference.ids.size());
+  const auto run = [&](CacheTypes types, size_t piece) {
+    return Session(*loaded.model, loaded.pool, capacity, types).feed_in_pieces(reference.ids, piece);
+  };
+  const std::vector<float> exact = run(CacheType::kF32, reference.ids.size());
+  const double deviation = standard_deviation(exact);
+  double previous = 0;
+  for (const CacheTypes types : {CacheTypes(CacheType::kF16), CacheTypes(CacheType::kQ8),
+                                 CacheTypes(CacheType::kQ8, CacheType::kQ4), CacheTypes(CacheType::kQ4)}) {
+    const double difference =
+        root_mean_square_difference(exact, run(types, reference.ids.size())) / deviation;
+    EXPECT_GT(difference, previous) << cache_type_name(types.keys) << " " << cache_type_name(types.values);
+    EXPECT_LT(difference, 0.4);
+    // In pieces (where single tokens take another path) the same, but for values that round the other way.
+    EXPECT_LE(root_mean_square_difference(run(types, reference.ids.size()), run(types, 1)) / deviation,
+              0.3 * difference + 1e-4);
+    previous = difference;
+  }
+  const int64_t groups = (spec.head_dim + 31) / 32, rows = (capacity + kKeyTile - 1) / kKeyTile * kKeyTile;
+  const int64_t q8 = spec.head_dim + 2 * groups, q4 = 20 * groups;
+  EXPECT_EQ(loaded.model->make_cache(capacity, {CacheType::kQ8, CacheType::kQ4})->bytes(),
+            static_cast<size_t>(spec.layers * spec.kv_heads * rows * (q8 + q4)));
+}
+
+TEST(CacheType, NamesOfBothKinds) {
+  EXPECT_EQ(cache_type_from_name("f16", "x"), CacheType::kF16);
+  EXPECT_EQ(cache_type_from_name("q8", "x"), CacheType::kQ8);
+  EXPECT_EQ(cache_type_from_name("q8_0", "x"), CacheType::kQ8);
+  EXPECT_EQ(cache_type_from_name("q4_0", "x"), CacheType::kQ4);
+  EXPECT_EQ(cache_type_name(CacheType::kQ4), "q4");
+  try {
+    cache_type_from_name("q5", "--cache-type-k");
+    FAIL() << "q5 was taken";
+  } catch (const UsageError& error) {
+    EXPECT_EQ(std::string(error.what()),
+              "--cache-type-k is 'q5', expected one of f32, f16, q8, q8_0, q4, q4_0, q4_1");
+  }
+}
+
 std::string test_name(const ::testing::TestParamInfo<const char*>& test) {
   std::string name = test.param;
   std::replace(name.begin(), name.end(), '/', '_');

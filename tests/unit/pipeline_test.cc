@@ -19,7 +19,7 @@ std::unique_ptr<Model> quantize_in_memory(const Checkpoint& checkpoint, const Re
                                           const CalibrationData& data, ThreadPool& pool) {
   const std::unique_ptr<Model> shell = Model::load_shell(checkpoint, pool, {.context_length = data.length});
   ResidualStream stream(*shell, data);
-  BlockQuantizer quantizer(recipe, shell->spec(), &stream, pool);
+  BlockQuantizer quantizer(recipe, shell->spec(), {.stream = &stream}, pool);
   std::map<std::string, std::shared_ptr<const PackedLinear>> packed;
   for (int64_t layer = 0; layer < shell->spec().layers; ++layer) {
     Block block = shell->load_block(layer, pool);
@@ -68,7 +68,7 @@ TEST_P(Reload, GivesTheSameLogitsBitForBit) {
   EXPECT_NE(Session(*Model::load(checkpoint, pool), pool, 64).feed(ids), expected);
 }
 
-INSTANTIATE_TEST_SUITE_P(Recipes, Reload, ::testing::Values("quik-4b", "quik-8b", "rtn-w4a4"),
+INSTANTIATE_TEST_SUITE_P(Recipes, Reload, ::testing::Values("quik-4b", "quik-8b", "rtn-w4a4", "mixed-2-4-16"),
                          [](const auto& recipe) {
                            std::string name = recipe.param;
                            for (char& c : name) {

@@ -16,6 +16,7 @@ struct CaseOptions {
   int64_t tokens = 0;          // 0: 4 * in_features + 16
   int64_t dead_columns = 0;    // columns without any activation, spread evenly
   int64_t strong_columns = 0;  // columns with 30 times the activations of the others
+  double drift = 0;            // the float model's input differs by this share of the input's size
   unsigned seed = 1;
 };
 
@@ -24,6 +25,7 @@ struct QuantizerCase {
   InputStatistics statistics;
   LinearSettings settings;
   QuantizerInput input;
+  std::vector<float> x, x_float;  // [tokens, k], the latter only with drift
 };
 
 // Activations are mixtures of k/2 + 1 shared directions with noise, so that columns are correlated as in real
@@ -52,8 +54,21 @@ inline QuantizerCase make_case(int64_t n, int64_t k, const CaseOptions& options 
     }
   }
   ThreadPool pool(1);
-  StatisticsCollector collector(k, true);
+  StatisticsCollector collector(k, true, options.drift > 0);
   collector.add(x.data(), tokens, pool, "case");
+  if (options.drift > 0) {
+    // Part of the drift follows from the input, as errors of earlier layers do; part is noise.
+    made.x_float = x;
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t j = 0; j < k; ++j) {
+        const float neighbour = scale[(j + 1) % k] > 0 ? x[t * k + (j + 1) % k] / scale[(j + 1) % k] : 0.0f;
+        made.x_float[t * k + j] +=
+            static_cast<float>(options.drift) * scale[j] * (neighbour + 0.5f * normal(engine));
+      }
+    }
+    collector.add_cross(made.x_float.data(), x.data(), tokens, pool, "case");
+  }
+  made.x = std::move(x);
   made.statistics = collector.finish();
   made.input.name = "layers.7.test";
   made.input.out_features = n;
@@ -69,7 +84,7 @@ inline const QuantizerInput& input_of(QuantizerCase& made) {
   return made.input;
 }
 
-// scales * codes, and the outlier weights as they are; [n, k].
+// scales * (codes - zeros), and the outlier weights as they are; [n, k].
 inline std::vector<float> dequantize(const QuantizedWeight& weight) {
   const int64_t integers = weight.integer_columns(),
                 outliers = static_cast<int64_t>(weight.outlier_columns.size());
@@ -83,7 +98,9 @@ inline std::vector<float> dequantize(const QuantizedWeight& weight) {
       if (outlier < outliers && weight.outlier_columns[outlier] == j) {
         out = weight.outlier_weights[n * outliers + outlier++];
       } else {
-        out = weight.scales[n * groups + integer / group_size] * weight.codes[n * integers + integer];
+        const int64_t group = n * groups + integer / group_size;
+        const float zero = weight.zeros.empty() ? 0.0f : weight.zeros[group];
+        out = weight.scales[group] * (weight.codes[n * integers + integer] - zero);
         ++integer;
       }
     }

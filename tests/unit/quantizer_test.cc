@@ -68,6 +68,65 @@ TEST(Rtn, EqualsPlainLoopsForEveryWidth) {
   }
 }
 
+TEST(Rtn, ZeroPointsEqualPlainLoopsForEveryWidthAndGroup) {
+  for (const int64_t bits : {2, 3, 4, 8}) {
+    for (const int64_t group_size : {0, 32, 7}) {
+      QuantizerCase made = make_case(19, 75);
+      made.settings.weight_bits = bits;
+      made.settings.group_size = group_size;
+      made.settings.symmetric = false;
+      for (int64_t j = 0; j < 75; ++j) made.weight[j] = 0.5f + static_cast<float>(j);      // all positive
+      for (int64_t j = 0; j < 75; ++j) made.weight[75 + j] = -3.0f;                        // all negative
+      for (int64_t j = 0; j < 75; ++j) made.weight[150 + j] = j % 2 ? 3.4e38f : -3.4e38f;  // range overflows
+      for (int64_t j = 0; j < 75; ++j) made.weight[225 + j] = j % 2 ? 1e-44f : 0.0f;       // next to nothing
+      const QuantizedWeight result = rtn(made, 2);
+      const double top = (1 << bits) - 1, low = -(1 << (bits - 1));
+      const int64_t size = group_size > 0 ? group_size : 75, groups = (75 + size - 1) / size;
+      ASSERT_EQ(result.zeros.size(), static_cast<size_t>(19 * groups));
+      for (int64_t n = 0; n < 19; ++n) {
+        for (int64_t g = 0; g < groups; ++g) {
+          double least = 0, most = 0;
+          for (int64_t j = g * size; j < std::min<int64_t>(75, (g + 1) * size); ++j) {
+            least = std::min<double>(least, made.weight[n * 75 + j]);
+            most = std::max<double>(most, made.weight[n * 75 + j]);
+          }
+          if (n == 3) least = -1, most = 1;
+          const float scale = result.scales[n * groups + g], zero = result.zeros[n * groups + g];
+          ASSERT_NEAR(scale, (most - least) / top, 1e-6 * scale) << "row " << n;
+          // Half a step away at most: where 0 lies halfway between two codes, either will do.
+          ASSERT_EQ(zero, std::nearbyint(zero));
+          ASSERT_NEAR(zero, -least / ((most - least) / top) + low, 0.5 + 1e-4) << "row " << n;
+          for (int64_t j = g * size; j < std::min<int64_t>(75, (g + 1) * size); ++j) {
+            const double exact = double(made.weight[n * 75 + j]) / scale;
+            const double code = std::clamp(std::nearbyint(exact) + zero, low, low + top);
+            if (std::fabs(exact - std::floor(exact) - 0.5) < 1e-4) continue;  // as good as a tie
+            ASSERT_EQ(result.codes[n * 75 + j], static_cast<int>(code)) << bits << " bits, row " << n;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Rtn, ZeroPointsLoseLessOnLopsidedWeights) {
+  for (const bool clip : {false, true}) {
+    double loss[2] = {0, 0};
+    for (const bool symmetric : {false, true}) {
+      QuantizerCase made = make_case(16, 128);
+      for (float& weight : made.weight) weight += 0.1f;
+      made.settings.group_size = 64;
+      made.settings.weight_bits = 3;
+      made.settings.symmetric = symmetric;
+      made.settings.clip = clip;
+      const std::vector<float> weight = dequantize(rtn(made));
+      for (size_t i = 0; i < weight.size(); ++i) {
+        loss[symmetric] += std::pow(double(weight[i]) - made.weight[i], 2);
+      }
+    }
+    EXPECT_LT(loss[0], 0.5 * loss[1]) << (clip ? "with" : "without") << " clip search";
+  }
+}
+
 TEST(Rtn, GroupsHaveTheirOwnScalesAndTheLastIsShorter) {
   QuantizerCase made = from_weights(1, 5, {7, 1, 70, -10, 3.5f});
   made.settings.group_size = 2;
@@ -148,7 +207,8 @@ TEST(Quantizers, AreFoundByName) {
     find_quantizer("gptqq");
     FAIL();
   } catch (const UsageError& error) {
-    EXPECT_NE(std::string(error.what()).find("gptq, rtn"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("gptq"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("sparse_gptq"), std::string::npos) << error.what();
   }
 }
 
@@ -178,6 +238,7 @@ ClipStretch stretch_of(const std::vector<float>& weights, int bits, double norm,
           .padded_count = static_cast<int64_t>(padded.size()),
           .lowest_code = -high - 1,
           .highest_code = high,
+          .levels = high,
           .norm = static_cast<float>(norm),
           .steps = steps};
 }
@@ -249,6 +310,40 @@ TEST(ClipSearch, SetsTheScalesOfRowsAndGroups) {
       double best = error_of_step(weights, 0, 4, 2.4);
       for (int other = 1; other < 80; ++other) best = std::min(best, error_of_step(weights, other, 4, 2.4));
       ASSERT_LE(error_of_step(weights, step, 4, 2.4), best * (1 + 1e-5));
+      smaller += step > 0;
+    }
+    EXPECT_GT(smaller, 0);
+  }
+}
+
+TEST(ClipSearch, FindsWhatBruteForceFindsWithZeroPoints) {
+  for (const int64_t group_size : {0, 16}) {
+    QuantizerCase made = make_case(11, 60);
+    for (float& weight : made.weight)
+      weight = weight * std::fabs(weight) * 40 + 0.01f;  // long tails, lopsided
+    made.settings.symmetric = false;
+    made.settings.group_size = group_size;
+    const QuantizedWeight plain = rtn(made);
+    made.settings.clip = true;
+    const QuantizedWeight searched = rtn(made, 2);
+    ASSERT_EQ(searched.zeros, plain.zeros);
+    const int64_t size = group_size > 0 ? group_size : 60, groups = (60 + size - 1) / size;
+    int smaller = 0;
+    for (int64_t i = 0; i < 11 * groups; ++i) {
+      const auto error = [&](int step) {
+        const double scale = double(plain.scales[i]) * (100 - step) / 100, zero = plain.zeros[i];
+        double sum = 0;
+        for (int64_t j = i % groups * size; j < std::min<int64_t>(60, (i % groups + 1) * size); ++j) {
+          const double weight = made.weight[i / groups * 60 + j];
+          const double level = std::clamp(std::nearbyint(weight / scale), -8 - zero, 7 - zero);
+          sum += std::pow(std::fabs(weight - level * scale), 2.4);
+        }
+        return sum;
+      };
+      const int step = static_cast<int>(std::lround(100 - 100 * searched.scales[i] / plain.scales[i]));
+      double best = error(0);
+      for (int other = 1; other < 80; ++other) best = std::min(best, error(other));
+      ASSERT_LE(error(step), best * (1 + 1e-4));
       smaller += step > 0;
     }
     EXPECT_GT(smaller, 0);

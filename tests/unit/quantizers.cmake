@@ -1,2 +1,3 @@
 nibble_test(quantizer_test SOURCES quantizer_test.cc LINKS nibble_quantizers)
 nibble_test(quantizer_gptq_test SOURCES quantizer_gptq_test.cc LINKS nibble_quantizers)
+nibble_test(quantizer_scales_test SOURCES quantizer_scales_test.cc LINKS nibble_quantizers)

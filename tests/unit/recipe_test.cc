@@ -80,6 +80,83 @@ TEST(Recipe, BuiltInsAreThoseOfTheContract) {
   }
 }
 
+TEST(Recipe, SqueezellmOnesAreThoseOfTheContract) {
+  const struct {
+    const char* recipe;
+    const char* quantizer;
+    int64_t weight_bits;
+    double sensitive, outliers;
+  } kRows[] = {{"squeezellm-3b", "kmeans", 3, 0, 0},
+               {"squeezellm-4b", "kmeans", 4, 0, 0},
+               {"squeezellm-3b-sparse", "kmeans", 3, 0.05, 0.4},
+               {"squeezellm-4b-sparse", "kmeans", 4, 0.05, 0.4},
+               {"squeezellm-3b-lnq", "lnq", 3, 0, 0}};
+  for (const auto& row : kRows) {
+    SCOPED_TRACE(row.recipe);
+    for (const auto& [linear, role] : kLinears) {
+      const LinearSettings settings = Recipe::find(row.recipe).settings_for(linear, role);
+      EXPECT_EQ(settings.quantizer, row.quantizer);
+      EXPECT_EQ(settings.format, "squeezellm");
+      EXPECT_EQ(settings.weight_bits, row.weight_bits);
+      EXPECT_EQ(settings.activation_bits, 16);
+      EXPECT_EQ(settings.group_size, 0);
+      EXPECT_EQ(settings.outlier_columns, 0);
+      EXPECT_EQ(settings.sensitivity, "fisher");
+      EXPECT_EQ(settings.kmeans_solver, "exact");
+      EXPECT_EQ(settings.sparse_sensitive_percent, row.sensitive);
+      EXPECT_EQ(settings.sparse_outlier_percent, row.outliers);
+    }
+  }
+}
+
+TEST(Recipe, UniformBaselinesAreThoseOfTheContract) {
+  const struct {
+    const char* recipe;
+    const char *quantizer, *format;
+    int64_t bits, group_size;
+    const char* order;
+  } kRows[] = {{"rtn-w4a16-g128", "rtn", "group_int", 4, 128, "ascending"},
+               {"rtn-w3a16", "rtn", "group_int", 3, 0, "ascending"},
+               {"gptq-w4a16-g128", "gptq", "group_int", 4, 128, "descending"},
+               {"gptq-w3a16", "gptq", "group_int", 3, 0, "descending"}};
+  for (const auto& row : kRows) {
+    const LinearSettings settings = Recipe::find(row.recipe).settings_for("x", LinearRole::kDown);
+    EXPECT_EQ(settings.quantizer, row.quantizer);
+    EXPECT_EQ(settings.format, row.format);
+    EXPECT_EQ(settings.weight_bits, row.bits);
+    EXPECT_EQ(settings.activation_bits, 16);
+    EXPECT_EQ(settings.group_size, row.group_size);
+    EXPECT_EQ(settings.column_order, row.order);
+    EXPECT_TRUE(settings.symmetric && settings.static_groups);
+    EXPECT_FALSE(settings.clip);
+  }
+  for (const char* recipe : {"quik-4b-sparse", "quik-8b-sparse", "quik-4b-gptaq"}) {
+    for (const LinearRole role : {LinearRole::kQuery, LinearRole::kDown}) {
+      // The dense recipe in everything but what its name adds.
+      Json with = Recipe::find(recipe).settings_for("x", role).to_json();
+      Json without = Recipe::find(std::string(recipe).substr(0, 7)).settings_for("x", role).to_json();
+      for (const char* key : {"quantizer", "format", "asymmetric_calibration"}) {
+        with.erase(key);
+        without.erase(key);
+      }
+      EXPECT_EQ(with, without) << recipe;
+    }
+  }
+}
+
+TEST(Recipe, SettingsOfCodebooksMustAgree) {
+  const auto message = [](std::vector<std::string> sets) {
+    Recipe recipe = Recipe::find("squeezellm-3b-sparse");
+    for (const std::string& set : sets) recipe.apply_set(set);
+    return message_of<Error>([&] { recipe.settings_for("model.layers.0.x", LinearRole::kUp); });
+  };
+  EXPECT_EQ(message({"weight_bits=2"}), "nothing thrown");
+  expect_mentions(message({"sensitivity=uniform"}), {"sparse_sensitive_percent is 0.05", "uniform"});
+  EXPECT_EQ(message({"sensitivity=uniform", "sparse_sensitive_percent=0"}), "nothing thrown");
+  expect_mentions(message({"outlier_columns=32"}), {"outlier_columns is 32", "kmeans"});
+  expect_mentions(message({"quantizer=rtn"}), {"sparse_outlier_percent 0.4", "rtn"});
+}
+
 TEST(Recipe, EveryBuiltInFitsTheTablesAndEveryModel) {
   ASSERT_GE(Recipe::builtin_names().size(), 3u);
   for (const std::string& name : Recipe::builtin_names()) {
@@ -101,6 +178,28 @@ TEST(Recipe, EveryBuiltInFitsTheTablesAndEveryModel) {
       EXPECT_EQ(again.settings_for(linear, role).to_json(), recipe.settings_for(linear, role).to_json());
     }
   }
+}
+
+// What concerns the whole model cannot be asked for one linear: it would be ignored.
+TEST(Recipe, WholeModelSettingsAreNoOverrides) {
+  Recipe recipe = parse(R"({"name": "mine", "defaults": {"rotation": "hadamard-offline"}})");
+  EXPECT_EQ(recipe.defaults.rotation, "hadamard-offline");
+  recipe.apply_set("rotation=hadamard");
+  EXPECT_EQ(recipe.defaults.rotation, "hadamard");
+  EXPECT_EQ(Recipe::find("w4a4-hadamard").defaults.rotation, "hadamard");
+  EXPECT_EQ(Recipe::find("quik-4b").defaults.rotation, "none");
+  for (const std::string setting : {"rotation", "balance_channels"}) {
+    const std::string value = setting == "rotation" ? "\"hadamard\"" : "true";
+    expect_mentions(message_of<UsageError>([&] { recipe.apply_set("down." + setting + "=" + value); }),
+                    {"'" + setting + "'", "whole model"});
+    expect_mentions(
+        message_of<Error>([&] {
+          parse(R"({"name": "x", "overrides": [{"settings": {")" + setting + "\": " + value + "}}]}");
+        }),
+        {"'" + setting + "'", "whole model"});
+  }
+  expect_mentions(message_of<UsageError>([&] { recipe.apply_set("rotation=sideways"); }),
+                  {"sideways", "none, hadamard, hadamard-offline"});
 }
 
 TEST(Recipe, OverridesApplyInOrderByNameRoleAndBits) {
@@ -209,7 +308,7 @@ TEST(Recipe, SetRefusesWithFieldValueAndWhatIsAllowed) {
       {"clip_steps=101", {"clip_steps", "101", "1 to 100"}},
       {"block_size=0", {"block_size", "0"}},
       {"column_order=random", {"column_order", "random", "ascending, natural, descending"}},
-      {"quantizer=awq", {"quantizer", "awq", "gptq, rtn, none"}},
+      {"quantizer=awq", {"quantizer", "awq", "gptq"}},
       {"format=int4", {"format", "int4", "quik"}},
       {"format=[1]", {"format", "[1]"}},
       {"bits=4", {"bits", "weight_bits"}},
@@ -286,6 +385,43 @@ TEST(Recipe, ContradictionsAreRefusedWithTheLinear) {
   recipe.apply_set("up.quantizer=none");
   EXPECT_EQ(recipe.settings_for("x", LinearRole::kUp).format, "dense");
   EXPECT_EQ(recipe.settings_for("x", LinearRole::kGate).format, "quik");
+}
+
+TEST(Recipe, SettingsOfSolversThatContradictEachOtherAreRefused) {
+  const struct {
+    const char* recipe;
+    std::vector<std::string> sets, words;
+  } kRows[] = {
+      {"gptq-w4a16-g128", {"static_groups=false"}, {"static_groups", "128", "descending", "natural"}},
+      {"rtn-w4a16-g128", {"asymmetric_calibration=true"}, {"asymmetric_calibration", "rtn", "gptq"}},
+      {"quik-4b-gptaq",
+       {"calibrate_on_quantized=false"},
+       {"asymmetric_calibration", "calibrate_on_quantized"}},
+      {"quik-4b", {"quantizer=sparse_gptq"}, {"sparse_gptq", "quik_sparse", "go together"}},
+      {"quik-4b-sparse", {"quantizer=gptq"}, {"quik_sparse", "go together"}},
+      {"quik-4b-sparse", {"symmetric=false"}, {"sparse_gptq", "symmetric"}},
+      {"quik-4b-sparse", {"group_size=64"}, {"sparse_gptq", "group_size 0"}},
+  };
+  for (const auto& row : kRows) {
+    Recipe recipe = Recipe::find(row.recipe);
+    for (const std::string& set : row.sets) recipe.apply_set(set);
+    const std::string message =
+        message_of<Error>([&] { recipe.settings_for("layers.2.up", LinearRole::kUp); });
+    expect_mentions(message, row.words);
+    expect_mentions(message, {"layers.2.up", row.recipe});
+  }
+  Recipe recipe = Recipe::find("gptq-w4a16-g128");
+  recipe.apply_set("static_groups=false");
+  recipe.apply_set("column_order=natural");
+  EXPECT_FALSE(recipe.settings_for("x", LinearRole::kUp).static_groups);
+  // Part of the linears pruned, part of them dense.
+  recipe = Recipe::find("quik-4b-sparse");
+  for (const char* role : {"gate", "up", "down"}) {
+    recipe.apply_set(std::string(role) + ".quantizer=gptq");
+    recipe.apply_set(std::string(role) + ".format=quik");
+  }
+  EXPECT_EQ(recipe.settings_for("x", LinearRole::kDown).format, "quik");
+  EXPECT_EQ(recipe.settings_for("x", LinearRole::kQuery).format, "quik_sparse");
 }
 
 TEST(Recipe, AreFoundByNameOrFile) {

@@ -60,6 +60,39 @@ TEST(Statistics, EqualsPlainLoops) {
   }
 }
 
+TEST(Statistics, CrossMomentsEqualPlainLoops) {
+  for (const int64_t k : {1, 5, 64, 300}) {
+    const int64_t tokens = 41;
+    const auto seed = static_cast<unsigned>(k);
+    const std::vector<float> x = random_values(static_cast<size_t>(tokens * k), seed);
+    const std::vector<float> other = random_values(static_cast<size_t>(tokens * k), seed + 100);
+    const auto collected = [&](int threads) {
+      ThreadPool pool(threads);
+      StatisticsCollector collector(k, true, true);
+      for (int64_t t = 0; t < tokens; t += 20) {
+        const int64_t count = std::min<int64_t>(20, tokens - t);
+        collector.add(x.data() + t * k, count, pool, "test");
+        collector.add_cross(other.data() + t * k, x.data() + t * k, count, pool, "test");
+      }
+      return collector.finish();
+    };
+    const InputStatistics statistics = collected(2), one = collected(1);
+    ASSERT_EQ(statistics.cross.shape(), (Shape{k, k}));
+    for (int64_t i = 0; i < k; ++i) {
+      for (int64_t j = 0; j < k; ++j) {
+        double sum = 0, magnitude = 0;
+        for (int64_t t = 0; t < tokens; ++t) {
+          const double product = (double(other[t * k + i]) - x[t * k + i]) * x[t * k + j];
+          sum += product;
+          magnitude += std::fabs(product);
+        }
+        ASSERT_NEAR(statistics.cross.data<float>()[i * k + j], sum * 2 / tokens, magnitude / tokens * 1e-5);
+        ASSERT_EQ(statistics.cross.data<float>()[i * k + j], one.cross.data<float>()[i * k + j]);
+      }
+    }
+  }
+}
+
 TEST(Statistics, SameBitsForAnyThreadCount) {
   const int64_t k = 330;
   const std::vector<float> x = random_values(static_cast<size_t>(200 * k), 3);

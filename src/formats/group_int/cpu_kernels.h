@@ -1,36 +1,12 @@
-// What one instruction set offers to group_int: plain functions on plain memory, defined in
-// cpu_kernels.isa.cc once per instruction set and driven by cpu.cc.
+// group_int's kernels per instruction set, from cpu_kernels.isa.cc.
 #pragma once
 
-#include <cstdint>
-
 #include "formats/group_int/layout.h"
+#include "formats/group_int/row_kernels.h"
 
 namespace nibble {
 
-// Columns of one unit: the granularity of decoding, and of groups that the kernels accept. Activations are
-// padded with zeros to whole units.
-inline constexpr int64_t kGroupIntUnit = 16;
-// Depth of one block of the GEMM, a multiple of the unit. The decoded panel (8 rows) and three tokens of one
-// block fit a 32 KiB first-level cache together.
-inline constexpr int64_t kGroupIntDepth = 640;
-// Rows of the decoded panel, at most.
-inline constexpr int64_t kGroupIntPanelRows = 8;
-
-struct GroupIntKernels {
-  // Tokens up to which gemv() is faster than gemm(), as measured on [1536, 576].
-  int64_t gemv_tokens;
-  // Copies one token x [k] to out [k rounded up to units], padded with zeros, in the column order of decoded
-  // units: for 4 bits, columns j and j + 8 of a unit side by side; else as they are.
-  void (*arrange)(int bits, const float* x, int64_t k, float* out);
-  // y[t * y_stride + r] for rows [first, first + rows) and a few tokens, reading codes directly. `x` holds
-  // arranged tokens.
-  void (*gemv)(const GroupIntLayout& layout, int64_t first, int64_t rows, const float* x, int64_t tokens,
-               float* y, int64_t y_stride);
-  // The same for many tokens, through `panel`: kGroupIntPanelRows * kGroupIntDepth floats, 64-byte aligned.
-  void (*gemm)(const GroupIntLayout& layout, int64_t first, int64_t rows, const float* x, int64_t tokens,
-               float* panel, float* y, int64_t y_stride);
-};
+using GroupIntKernels = RowKernels<GroupIntLayout>;
 
 namespace avx2 {
 extern const GroupIntKernels kGroupIntKernels;

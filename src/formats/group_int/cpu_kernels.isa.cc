@@ -1,294 +1,97 @@
-// group_int on AVX2 and AVX-512: a GEMV that streams codes, and a GEMM that decodes a few rows at a time into
-// a cached panel. All products are sums of dot products along k: lanes hold columns of one row, and are added
-// up at the end.
+// group_int on AVX2 and AVX-512: how its rows decode; the products are in row_products.h.
 #include "formats/group_int/cpu_kernels.h"
 
-#include "formats/group_int/decode.h"
+#include "formats/group_int/row_products.h"
 
 namespace nibble::NIBBLE_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-
-// Sums of the lanes of four vectors. Each sum is a tree that does not depend on the position of the vector,
-// so a row's result does not depend on the rows beside it.
-inline __m128 reduce_4(Vec a, Vec b, Vec c, Vec d) {
-  const Vec ab = add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-  const Vec cd = add(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
-  const Vec abcd = add(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
-  const Vec pairs = add(abcd, _mm512_permute_ps(abcd, 0xb1));
-  const Vec sums = add(pairs, _mm512_permute_ps(pairs, 0x4e));
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
-  return _mm512_castps512_ps128(_mm512_permutexvar_ps(order, sums));
-}
-
-constexpr int kPanelRows = 8;
-constexpr int kGemvTokens = 4;  // per pass over the codes
-constexpr int64_t kGemvLimit = 16;
-
-inline void reduce_panel(const Vec* sums, float* out) {
-  _mm_storeu_ps(out, reduce_4(sums[0], sums[1], sums[2], sums[3]));
-  _mm_storeu_ps(out + 4, reduce_4(sums[4], sums[5], sums[6], sums[7]));
-}
-
-#else  // AVX2
-
-// Sums of the lanes of four vectors. Each sum is a tree that does not depend on the position of the vector,
-// so a row's result does not depend on the rows beside it.
-inline __m128 reduce_4(Vec a, Vec b, Vec c, Vec d) {
-  const Vec sums = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-  return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
-}
-
-constexpr int kPanelRows = 4;
-constexpr int kGemvTokens = 2;  // per pass over the codes
-constexpr int64_t kGemvLimit = 4;
-
-inline void reduce_panel(const Vec* sums, float* out) {
-  _mm_storeu_ps(out, reduce_4(sums[0], sums[1], sums[2], sums[3]));
-}
-
-#endif
-
-static_assert(kPanelRows <= kGroupIntPanelRows);
-constexpr int kGemvRows = 4;
-constexpr int kTileTokens = 3;
-// Codes are prefetched one block of rows ahead, which is what the next block reads first, and at least this
-// far.
-constexpr int64_t kPrefetchBytes = 2048;
-
-// A load that the compiler does not repeat as the memory operand of every use: the tile below would be bound
-// by loads.
-inline Vec load_once(const float* p) {
-  Vec v = load(p);
-  asm("" : "+v"(v));
-  return v;
-}
-
-template <int kBits, bool kScaled, int kTokens>
-void gemv_rows(const GroupIntLayout& layout, int64_t first, int64_t rows, const float* x, int64_t x_stride,
-               float* y, int64_t y_stride) {
-  constexpr int64_t kUnitBytes = 2 * kBits;
-  int64_t row[kGemvRows];
-  const uint8_t* codes[kGemvRows];
-#pragma GCC unroll 4
-  for (int r = 0; r < kGemvRows; ++r) {
-    row[r] = first + smaller(r, rows - 1);  // rows that are missing repeat the last one
-    codes[r] = layout.codes + row[r] * layout.row_bytes;
-  }
-  const int64_t block_bytes = kGemvRows * layout.row_bytes;
-  const uint8_t* ahead = codes[0] + (block_bytes > kPrefetchBytes ? block_bytes : kPrefetchBytes);
-
-  Vec sums[kTokens][kGemvRows];
-#pragma GCC unroll 4
-  for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 4
-    for (int r = 0; r < kGemvRows; ++r) sums[t][r] = zero();
-  }
-  Decoder<kBits, kScaled> decoder[kGemvRows];
-  const auto add_unit = [&](const uint8_t* const* p, const float* at) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-    for (int r = 0; r < kGemvRows; ++r) {
-      const Unit weights = decoder[r].decode(p[r]);
-#pragma GCC unroll 4
-      for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 2
-        for (int v = 0; v < kUnitVectors; ++v) {
-          sums[t][r] = fma(weights.v[v], load(at + t * x_stride + v * kLanes), sums[t][r]);
-        }
-      }
-    }
+// kScaled: group scales are folded into the decoded weights; else the one scale of a row multiplies the sum.
+template <int kBitsOfCode, bool kScaled>
+struct GroupIntRows {
+  static constexpr int kBits = kBitsOfCode;
+  static constexpr int64_t kDepth = kGroupIntDepth;
+  static constexpr bool kBlocks = false;
+  using Decoder = NIBBLE_ISA::Decoder<kBits, kScaled>;
+  struct State {
+    bool symmetric;
+    alignas(64) float scales[kGemvRows][kGroupChunk];
   };
+  const GroupIntLayout& layout;
+  const int64_t groups, group_size;
 
-  const bool symmetric = is_symmetric(layout);
+  explicit GroupIntRows(const GroupIntLayout& l) : layout(l), groups(l.groups), group_size(l.group_size) {}
+
+  void start(const int64_t* row, Decoder* decoder, State& state) const {
+    state.symmetric = is_symmetric(layout);
 #pragma GCC unroll 4
-  for (int r = 0; r < kGemvRows; ++r) decoder[r].set_zero(zero_at(layout, row[r], 0));
-  alignas(64) float scales[kGemvRows][kGroupChunk];
+    for (int r = 0; r < kGemvRows; ++r) decoder[r].set_zero(zero_at(layout, row[r], 0));
+  }
 
-  int64_t at = 0;  // bytes of each row that are done; groups start at whole units
-  for (int64_t group = 0; group < layout.groups; ++group) {
+  void enter_group(int64_t group, const int64_t* row, Decoder* decoder, State& state) const {
     if constexpr (kScaled) {
       const int64_t in_chunk = group % kGroupChunk;
       if (in_chunk == 0) {
         const int64_t count = smaller(kGroupChunk, layout.groups - group);
-        for (int r = 0; r < kGemvRows; ++r) load_scales(layout, row[r], group, count, scales[r]);
+        for (int r = 0; r < kGemvRows; ++r) load_scales(layout, row[r], group, count, state.scales[r]);
       }
 #pragma GCC unroll 4
       for (int r = 0; r < kGemvRows; ++r) {
-        if (!symmetric) decoder[r].set_zero(zero_at(layout, row[r], group));
-        decoder[r].set_scale(scales[r][in_chunk]);
-      }
-    }
-    const int64_t columns = smaller(layout.group_size, layout.in_features - group * layout.group_size);
-    for (int64_t unit = columns / kGroupIntUnit; unit > 0; --unit) {
-      prefetch(ahead);
-      ahead += kGemvRows * kUnitBytes;
-      const uint8_t* const p[kGemvRows] = {codes[0] + at, codes[1] + at, codes[2] + at, codes[3] + at};
-      add_unit(p, x);
-      at += kUnitBytes;
-      x += kGroupIntUnit;
-    }
-    if (columns % kGroupIntUnit != 0) {
-      alignas(16) uint8_t buffers[kGemvRows][16];
-      const uint8_t* p[kGemvRows];
-      for (int r = 0; r < kGemvRows; ++r) p[r] = tail_unit(codes[r] + at, layout.row_bytes - at, buffers[r]);
-      add_unit(p, x);
-    }
-  }
-
-#pragma GCC unroll 4
-  for (int t = 0; t < kTokens; ++t) {
-    alignas(16) float result[kGemvRows];
-    _mm_store_ps(result, reduce_4(sums[t][0], sums[t][1], sums[t][2], sums[t][3]));
-    for (int64_t r = 0; r < rows; ++r) {
-      if (!kScaled) result[r] *= scale_at(layout, first + r, 0);
-      if (layout.bias != nullptr) result[r] += layout.bias[first + r];
-      y[t * y_stride + first + r] = result[r];
-    }
-  }
-}
-
-template <int kBits, bool kScaled>
-void gemv_bits(const GroupIntLayout& layout, int64_t first, int64_t rows, const float* x, int64_t tokens,
-               float* y, int64_t y_stride) {
-  const int64_t x_stride = (layout.in_features + kGroupIntUnit - 1) / kGroupIntUnit * kGroupIntUnit;
-  for (int64_t r = 0; r < rows; r += kGemvRows) {
-    const int64_t here = smaller(kGemvRows, rows - r);
-    for (int64_t t = 0; t < tokens; t += kGemvTokens) {
-      const float* xt = x + t * x_stride;
-      float* yt = y + t * y_stride;
-      switch (smaller(kGemvTokens, tokens - t)) {
-        case 1:
-          gemv_rows<kBits, kScaled, 1>(layout, first + r, here, xt, x_stride, yt, y_stride);
-          break;
-        case 2:
-          gemv_rows<kBits, kScaled, 2>(layout, first + r, here, xt, x_stride, yt, y_stride);
-          break;
-#if defined(__AVX512F__)
-        case 3:
-          gemv_rows<kBits, kScaled, 3>(layout, first + r, here, xt, x_stride, yt, y_stride);
-          break;
-        default:
-          gemv_rows<kBits, kScaled, 4>(layout, first + r, here, xt, x_stride, yt, y_stride);
-          break;
-#endif
+        if (!state.symmetric) decoder[r].set_zero(zero_at(layout, row[r], group));
+        decoder[r].set_scale(state.scales[r][in_chunk]);
       }
     }
   }
-}
 
-void gemv(const GroupIntLayout& layout, int64_t first, int64_t rows, const float* x, int64_t tokens, float* y,
-          int64_t y_stride) {
-  // One scale per row multiplies the sum; group scales are folded into the decoded weights.
+  float finish(int64_t row, float sum, const float*) const {
+    if (!kScaled) sum *= scale_at(layout, row, 0);
+    return layout.bias != nullptr ? sum + layout.bias[row] : sum;
+  }
+
+  void decode_row(int64_t row, int64_t begin, int64_t end, float* out) const {
+    constexpr int64_t kUnitBytes = 2 * kBits;
+    const uint8_t* codes = layout.codes + row * layout.row_bytes;
+    NIBBLE_ISA::Decoder<kBits, true> decoder;
+    int64_t j = begin;
+    while (j < end) {
+      const int64_t group = j / layout.group_size;
+      decoder.set_zero(zero_at(layout, row, group));
+      decoder.set_scale(scale_at(layout, row, group));
+      const int64_t group_end = smaller(end, (group + 1) * layout.group_size);
+      for (; j < group_end; j += kGroupIntUnit) {
+        const uint8_t* p = codes + j / kGroupIntUnit * kUnitBytes;
+        alignas(16) uint8_t buffer[16];
+        if (j + kGroupIntUnit > layout.in_features) p = tail_unit(p, codes + layout.row_bytes - p, buffer);
+        const Unit weights = decoder.decode(p);
+#pragma GCC unroll 2
+        for (int v = 0; v < kUnitVectors; ++v) store(out + (j - begin) + v * kLanes, weights.v[v]);
+      }
+    }
+  }
+};
+
+void gemv(const GroupIntLayout& layout, int64_t first, int64_t rows, const float* x, const float* plain,
+          int64_t tokens, float* y, int64_t y_stride) {
   const bool scaled = layout.groups > 1 || layout.zeros_f32 != nullptr;
   switch (layout.bits * 2 + scaled) {
     case 4:
-      return gemv_bits<2, false>(layout, first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<2, false>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 5:
-      return gemv_bits<2, true>(layout, first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<2, true>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 6:
-      return gemv_bits<3, false>(layout, first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<3, false>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 7:
-      return gemv_bits<3, true>(layout, first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<3, true>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 8:
-      return gemv_bits<4, false>(layout, first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<4, false>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 9:
-      return gemv_bits<4, true>(layout, first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<4, true>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 16:
-      return gemv_bits<8, false>(layout, first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<8, false>(layout), first, rows, x, plain, tokens, y, y_stride);
     case 17:
-      return gemv_bits<8, true>(layout, first, rows, x, tokens, y, y_stride);
+      return multiply_few(GroupIntRows<8, true>(layout), first, rows, x, plain, tokens, y, y_stride);
     default:
       __builtin_trap();
-  }
-}
-
-// Columns [begin, end) of one row as weights in arranged order; begin is a multiple of the unit.
-template <int kBits>
-void decode_row(const GroupIntLayout& layout, int64_t row, int64_t begin, int64_t end, float* out) {
-  constexpr int64_t kUnitBytes = 2 * kBits;
-  const uint8_t* codes = layout.codes + row * layout.row_bytes;
-  Decoder<kBits, true> decoder;
-  int64_t j = begin;
-  while (j < end) {
-    const int64_t group = j / layout.group_size;
-    decoder.set_zero(zero_at(layout, row, group));
-    decoder.set_scale(scale_at(layout, row, group));
-    const int64_t group_end = smaller(end, (group + 1) * layout.group_size);
-    for (; j < group_end; j += kGroupIntUnit) {
-      const uint8_t* p = codes + j / kGroupIntUnit * kUnitBytes;
-      alignas(16) uint8_t buffer[16];
-      if (j + kGroupIntUnit > layout.in_features) p = tail_unit(p, codes + layout.row_bytes - p, buffer);
-      const Unit weights = decoder.decode(p);
-#pragma GCC unroll 2
-      for (int v = 0; v < kUnitVectors; ++v) store(out + (j - begin) + v * kLanes, weights.v[v]);
-    }
-  }
-}
-
-// kPanelRows rows of the panel times kTokens tokens.
-template <int kTokens>
-void multiply_tile(const float* panel, int64_t depth, const float* x, int64_t x_stride, float* out) {
-  Vec sums[kTokens][kPanelRows];
-#pragma GCC unroll 4
-  for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kPanelRows; ++r) sums[t][r] = zero();
-  }
-  for (int64_t j = 0; j < depth; j += kLanes) {
-    Vec token[kTokens];
-#pragma GCC unroll 4
-    for (int t = 0; t < kTokens; ++t) token[t] = load(x + t * x_stride + j);
-#pragma GCC unroll 8
-    for (int r = 0; r < kPanelRows; ++r) {
-      const Vec weight = load_once(panel + r * kGroupIntDepth + j);
-#pragma GCC unroll 4
-      for (int t = 0; t < kTokens; ++t) sums[t][r] = fma(weight, token[t], sums[t][r]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int t = 0; t < kTokens; ++t) reduce_panel(sums[t], out + t * kPanelRows);
-}
-
-template <int kBits>
-void gemm_bits(const GroupIntLayout& layout, int64_t first, int64_t rows, const float* x, int64_t tokens,
-               float* panel, float* y, int64_t y_stride) {
-  const int64_t x_stride = (layout.in_features + kGroupIntUnit - 1) / kGroupIntUnit * kGroupIntUnit;
-  for (int64_t begin = 0; begin < layout.in_features; begin += kGroupIntDepth) {
-    const int64_t end = smaller(layout.in_features, begin + kGroupIntDepth);
-    const int64_t depth = smaller(x_stride - begin, kGroupIntDepth);
-    for (int64_t row = 0; row < rows; row += kPanelRows) {
-      const int64_t here = smaller(kPanelRows, rows - row);
-      for (int64_t r = 0; r < kPanelRows; ++r) {
-        // Rows that are missing repeat the last one, so that the tile meets only defined numbers.
-        decode_row<kBits>(layout, first + row + smaller(r, here - 1), begin, end, panel + r * kGroupIntDepth);
-      }
-      for (int64_t t = 0; t < tokens; t += kTileTokens) {
-        const int64_t now = smaller(kTileTokens, tokens - t);
-        const float* xt = x + t * x_stride + begin;
-        float tile[kTileTokens * kPanelRows];
-        switch (now) {
-          case 1:
-            multiply_tile<1>(panel, depth, xt, x_stride, tile);
-            break;
-          case 2:
-            multiply_tile<2>(panel, depth, xt, x_stride, tile);
-            break;
-          default:
-            multiply_tile<3>(panel, depth, xt, x_stride, tile);
-            break;
-        }
-        for (int64_t i = 0; i < now; ++i) {
-          float* out = y + (t + i) * y_stride + first + row;
-          for (int64_t r = 0; r < here; ++r) {
-            const float before = begin > 0                ? out[r]
-                                 : layout.bias != nullptr ? layout.bias[first + row + r]
-                                                          : 0.0f;
-            out[r] = before + tile[i * kPanelRows + r];
-          }
-        }
-      }
-    }
   }
 }
 
@@ -296,13 +99,13 @@ void gemm(const GroupIntLayout& layout, int64_t first, int64_t rows, const float
           float* panel, float* y, int64_t y_stride) {
   switch (layout.bits) {
     case 2:
-      return gemm_bits<2>(layout, first, rows, x, tokens, panel, y, y_stride);
+      return multiply_many(GroupIntRows<2, true>(layout), first, rows, x, tokens, panel, y, y_stride);
     case 3:
-      return gemm_bits<3>(layout, first, rows, x, tokens, panel, y, y_stride);
+      return multiply_many(GroupIntRows<3, true>(layout), first, rows, x, tokens, panel, y, y_stride);
     case 4:
-      return gemm_bits<4>(layout, first, rows, x, tokens, panel, y, y_stride);
+      return multiply_many(GroupIntRows<4, true>(layout), first, rows, x, tokens, panel, y, y_stride);
     case 8:
-      return gemm_bits<8>(layout, first, rows, x, tokens, panel, y, y_stride);
+      return multiply_many(GroupIntRows<8, true>(layout), first, rows, x, tokens, panel, y, y_stride);
     default:
       __builtin_trap();
   }

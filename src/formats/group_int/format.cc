@@ -6,6 +6,7 @@
 #include "base/half.h"
 #include "formats/group_int/kernels.h"
 #include "formats/group_int/layout.h"
+#include "formats/tensor_checks.h"
 
 namespace nibble {
 
@@ -31,26 +32,20 @@ bool fits_f16(const std::vector<float>& scales) {
   });
 }
 
+// Stored codes are unsigned: q + 2^(bits - 1).
 void pack_row(const int8_t* codes, int64_t columns, int bits, const std::string& name, int64_t row,
-              uint8_t* packed) {
+              std::vector<uint8_t>& stored, uint8_t* packed) {
   const int offset = 1 << (bits - 1);
-  unsigned pending = 0;
-  int pending_bits = 0;
+  stored.resize(static_cast<size_t>(columns));
   for (int64_t j = 0; j < columns; ++j) {
     const int code = codes[j] + offset;
     if (code < 0 || code >= 2 * offset) {
       fail("{}: code {} at row {}, column {} does not fit {} bits (expected {} to {})", name, codes[j], row,
            j, bits, -offset, offset - 1);
     }
-    pending |= static_cast<unsigned>(code) << pending_bits;
-    pending_bits += bits;
-    while (pending_bits >= 8) {
-      *packed++ = static_cast<uint8_t>(pending);
-      pending >>= 8;
-      pending_bits -= 8;
-    }
+    stored[static_cast<size_t>(j)] = static_cast<uint8_t>(code);
   }
-  if (pending_bits > 0) *packed = static_cast<uint8_t>(pending);
+  code_stream_pack(stored.data(), columns, bits, packed);
 }
 
 Tensor pack_scales(const std::vector<float>& scales, const Shape& shape, const std::string& name) {
@@ -92,6 +87,9 @@ PackedLinear pack(const QuantizedWeight& weight, const std::string& name) {
     fail("{}: format group_int has no outlier columns, but the weight has {}", name,
          weight.outlier_columns.size());
   }
+  if (!weight.codebooks.empty() || !weight.sparse.empty()) {
+    fail("{}: format group_int has neither codebooks nor sparse values", name);
+  }
   if (weight.group_size < 0) fail("{}: group_size {} is negative", name, weight.group_size);
   const int64_t groups = group_count(k, weight.group_size);
   NIBBLE_CHECK(static_cast<int64_t>(weight.codes.size()) == n * k);
@@ -108,8 +106,9 @@ PackedLinear pack(const QuantizedWeight& weight, const std::string& name) {
 
   const int64_t row_bytes = group_int_row_bytes(k, weight.weight_bits);
   Tensor codes = Tensor::empty(DType::kU8, {n, row_bytes});
+  std::vector<uint8_t> stored;
   for (int64_t row = 0; row < n; ++row) {
-    pack_row(weight.codes.data() + row * k, k, weight.weight_bits, name, row,
+    pack_row(weight.codes.data() + row * k, k, weight.weight_bits, name, row, stored,
              codes.mutable_data<uint8_t>() + row * row_bytes);
   }
   linear.tensors["codes"] = std::move(codes);
@@ -119,38 +118,6 @@ PackedLinear pack(const QuantizedWeight& weight, const std::string& name) {
   }
   if (!weight.bias.empty()) linear.tensors["bias"] = Tensor::copy_of<float>({n}, weight.bias);
   return linear;
-}
-
-// The tensor `suffix` if it is there; refuses a type or shape other than the given.
-const Tensor* check_tensor(const PackedLinear& linear, const char* suffix, bool required,
-                           std::initializer_list<DType> types, const Shape& shape) {
-  const Tensor* tensor = linear.find(suffix);
-  if (tensor == nullptr) {
-    if (required) fail("tensor {}.{} is missing (format group_int)", linear.name, suffix);
-    return nullptr;
-  }
-  if (std::find(types.begin(), types.end(), tensor->dtype()) == types.end()) {
-    std::string expected;
-    for (const DType type : types)
-      expected += (expected.empty() ? "" : " or ") + std::string(dtype_name(type));
-    fail("tensor {}.{} has type {}, expected {}", linear.name, suffix, dtype_name(tensor->dtype()), expected);
-  }
-  if (tensor->shape() != shape) {
-    fail("tensor {}.{} has shape {}, expected {}", linear.name, suffix, to_string(tensor->shape()),
-         to_string(shape));
-  }
-  return tensor;
-}
-
-void check_finite(const PackedLinear& linear, const char* suffix, const Tensor& tensor) {
-  if (tensor.dtype() == DType::kU8) return;
-  const bool f16 = tensor.dtype() == DType::kF16;
-  for (int64_t i = 0; i < tensor.elements(); ++i) {
-    const bool finite =
-        f16 ? (tensor.data<uint16_t>()[i] & 0x7c00u) != 0x7c00u : std::isfinite(tensor.data<float>()[i]);
-    if (finite) continue;
-    fail("tensor {}.{} is not finite at element {}", linear.name, suffix, i);
-  }
 }
 
 void validate(const PackedLinear& linear) {
@@ -169,12 +136,7 @@ void validate(const PackedLinear& linear) {
   const int64_t group_size = linear.parameter("group_size", 0);
   if (group_size < 0)
     fail("{}: group_size is {}, expected 0 or more (format group_int)", linear.name, group_size);
-  for (const auto& [suffix, tensor] : linear.tensors) {
-    if (suffix != "codes" && suffix != "scales" && suffix != "zeros" && suffix != "bias") {
-      fail("tensor {}.{} of shape {} is not part of format group_int", linear.name, suffix,
-           to_string(tensor.shape()));
-    }
-  }
+  check_no_other_tensors(linear, {"codes", "scales", "zeros", "bias"});
 
   const int64_t groups = group_count(k, group_size);
   const int64_t row_bytes = group_int_row_bytes(k, static_cast<int>(bits));
@@ -187,14 +149,7 @@ void validate(const PackedLinear& linear) {
   if (const Tensor* bias = check_tensor(linear, "bias", false, {DType::kF32}, {n}))
     check_finite(linear, "bias", *bias);
 
-  // Padding must be zero: then equal weights are equal bytes, and bits are never read that mean nothing.
-  if (const int used = static_cast<int>(k * bits % 8); used != 0) {
-    for (int64_t row = 0; row < n; ++row) {
-      const uint8_t last = codes.data<uint8_t>()[(row + 1) * row_bytes - 1];
-      if (last >> used != 0)
-        fail("tensor {}.codes has nonzero padding bits at the end of row {}", linear.name, row);
-    }
-  }
+  code_stream_check_padding(linear, codes, k, static_cast<int>(bits));
 }
 
 void dequantize_rows(const PackedLinear& linear, int64_t first, int64_t count, float* weight) {

@@ -38,10 +38,23 @@ GroupIntLayout group_int_layout(const PackedLinear& linear) {
   return layout;
 }
 
-void group_int_unpack_row(const GroupIntLayout& layout, int64_t row, uint8_t* codes) {
-  const uint8_t* packed = layout.codes + row * layout.row_bytes;
-  const int64_t k = layout.in_features;
-  switch (layout.bits) {
+void code_stream_pack(const uint8_t* codes, int64_t count, int bits, uint8_t* packed) {
+  unsigned pending = 0;
+  int pending_bits = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    pending |= static_cast<unsigned>(codes[j]) << pending_bits;
+    pending_bits += bits;
+    while (pending_bits >= 8) {
+      *packed++ = static_cast<uint8_t>(pending);
+      pending >>= 8;
+      pending_bits -= 8;
+    }
+  }
+  if (pending_bits > 0) *packed = static_cast<uint8_t>(pending);
+}
+
+void code_stream_unpack(const uint8_t* packed, int64_t k, int bits, uint8_t* codes) {
+  switch (bits) {
     case 8:
       std::copy(packed, packed + k, codes);
       return;
@@ -63,6 +76,21 @@ void group_int_unpack_row(const GroupIntLayout& layout, int64_t row, uint8_t* co
     default:
       NIBBLE_CHECK(!"validated bits");
   }
+}
+
+void code_stream_check_padding(const PackedLinear& linear, const Tensor& codes, int64_t columns, int bits) {
+  const int used = static_cast<int>(columns * bits % 8);
+  if (used == 0) return;
+  const int64_t row_bytes = group_int_row_bytes(columns, bits);
+  for (int64_t row = 0; row < linear.out_features; ++row) {
+    const uint8_t last = codes.data<uint8_t>()[(row + 1) * row_bytes - 1];
+    if (last >> used != 0)
+      fail("tensor {}.codes has nonzero padding bits at the end of row {}", linear.name, row);
+  }
+}
+
+void group_int_unpack_row(const GroupIntLayout& layout, int64_t row, uint8_t* codes) {
+  code_stream_unpack(layout.codes + row * layout.row_bytes, layout.in_features, layout.bits, codes);
 }
 
 float group_int_scale(const GroupIntLayout& layout, int64_t row, int64_t group) {

@@ -9,6 +9,7 @@
 namespace nibble {
 
 struct PackedLinear;
+class Tensor;
 
 // One linear: W[r, j] = scale(r, g) * (u[r, j] - zero(r, g)) with g = j / group_size, u the stored code.
 struct GroupIntLayout {
@@ -29,6 +30,14 @@ struct GroupIntLayout {
 };
 
 int64_t group_int_row_bytes(int64_t columns, int bits);
+
+// One row of codes as the dense bit stream of README.md, which other formats store too. `codes` one byte
+// each, below 2^bits; packing writes group_int_row_bytes(count, bits) bytes, unpacking reads no others.
+void code_stream_pack(const uint8_t* codes, int64_t count, int bits, uint8_t* packed);
+void code_stream_unpack(const uint8_t* packed, int64_t count, int bits, uint8_t* codes);
+// Padding must be zero: then equal weights are equal bytes, and bits are never read that mean nothing. Throws
+// Error naming the row of the tensor <linear>.codes [n, row_bytes] that has other bits after its `columns`.
+void code_stream_check_padding(const PackedLinear& linear, const Tensor& codes, int64_t columns, int bits);
 
 // Of a linear that validate() accepted.
 GroupIntLayout group_int_layout(const PackedLinear& linear);

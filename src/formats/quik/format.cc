@@ -39,6 +39,8 @@ PackedLinear pack(const QuantizedWeight& weight, const std::string& name) {
           format_text("quik holds activations of 4 or 8 bits, not {}", weight.activation_bits));
   require(weight.group_size == 0, name,
           format_text("quik has one scale per row, not groups of {}", weight.group_size));
+  require(weight.codebooks.empty() && weight.sparse.empty(), name,
+          "quik has neither codebooks nor sparse values");
   require(weight.zeros.empty(), name, "quik weights are symmetric: they have no zero points");
   const size_t integers = static_cast<size_t>(n * std::max<int64_t>(k_int, 0));
   require(weight.codes.size() == integers, name,

@@ -1,6 +1,8 @@
 #include "formats/quik/layout.h"
 
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace nibble::quik {
 namespace {
@@ -42,6 +44,36 @@ void Layout::unpack_row(int64_t row, int8_t* out) const {
   for (int64_t j = 0; j < k_int; ++j) {
     out[j] = signed_nibble(static_cast<uint8_t>(packed[j / 2] >> (j % 2 * 4)));
   }
+}
+
+TokenRange quantize_token(const float* x, std::span<const int32_t> columns, int activation_bits,
+                          uint8_t* codes) {
+  float lo = 0, hi = 0;
+  bool finite = true;
+  for (const int32_t column : columns) {
+    const float value = x[column];
+    finite = finite && std::isfinite(value);
+    if (value < lo) lo = value;
+    if (value > hi) hi = value;
+  }
+  const int top = (1 << activation_bits) - 1;
+  const float levels = static_cast<float>(top);
+  float scale = (hi - lo) / levels;
+  if (!finite || !std::isfinite(scale)) {
+    std::memset(codes, 0, columns.size());
+    return {std::numeric_limits<float>::quiet_NaN(), 0};
+  }
+  if (scale == 0) {
+    lo = -1;
+    hi = 1;
+    scale = (hi - lo) / levels;
+  }
+  const int32_t zero = static_cast<int32_t>(std::nearbyint(-lo / scale));
+  for (size_t j = 0; j < columns.size(); ++j) {
+    const int32_t code = static_cast<int32_t>(std::nearbyint(x[columns[j]] / scale)) + zero;
+    codes[j] = static_cast<uint8_t>(code < 0 ? 0 : code > top ? top : code);
+  }
+  return {scale, zero};
 }
 
 Layout read_layout(const PackedLinear& linear) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "formats/format.h"
@@ -26,6 +27,15 @@ struct Layout {
   // Codes of one row, [k_int].
   void unpack_row(int64_t row, int8_t* out) const;
 };
+
+// Activation codes of one token (README.md, "Activation codes"), the definition that kernels are held to.
+struct TokenRange {
+  float scale = 0;
+  int32_t zero = 0;
+};
+// Of the columns `columns` of x; codes [columns.size()].
+TokenRange quantize_token(const float* x, std::span<const int32_t> columns, int activation_bits,
+                          uint8_t* codes);
 
 // Bytes of one row of the tensor "codes".
 int64_t packed_row_bytes(int64_t k_int, int weight_bits);

@@ -1,8 +1,5 @@
 // quik-reference: the definition of the format as plain loops, on any machine. Every other kernel is held to
 // it.
-#include <cmath>
-#include <cstring>
-#include <limits>
 #include <memory>
 #include <vector>
 
@@ -15,41 +12,6 @@ namespace nibble::quik {
 extern const LinearKernel kReferenceKernel;
 
 namespace {
-
-struct TokenRange {
-  float scale = 0;
-  int32_t zero = 0;
-};
-
-// Quantizes the integer columns of one token (README.md, "Activation codes"); `codes` is [k_int].
-TokenRange quantize_token(const float* x, const Layout& layout, uint8_t* codes) {
-  float lo = 0, hi = 0;
-  bool finite = true;
-  for (const int32_t column : layout.integer_columns) {
-    const float value = x[column];
-    finite = finite && std::isfinite(value);
-    if (value < lo) lo = value;
-    if (value > hi) hi = value;
-  }
-  const int top = (1 << layout.activation_bits) - 1;
-  const float levels = static_cast<float>(top);
-  float scale = (hi - lo) / levels;
-  if (!finite || !std::isfinite(scale)) {
-    std::memset(codes, 0, static_cast<size_t>(layout.k_int));
-    return {std::numeric_limits<float>::quiet_NaN(), 0};
-  }
-  if (scale == 0) {
-    lo = -1;
-    hi = 1;
-    scale = (hi - lo) / levels;
-  }
-  const int32_t zero = static_cast<int32_t>(std::nearbyint(-lo / scale));
-  for (int64_t j = 0; j < layout.k_int; ++j) {
-    const int32_t code = static_cast<int32_t>(std::nearbyint(x[layout.integer_columns[j]] / scale)) + zero;
-    codes[j] = static_cast<uint8_t>(code < 0 ? 0 : code > top ? top : code);
-  }
-  return {scale, zero};
-}
 
 class ReferenceOp final : public LinearOp {
  public:
@@ -77,7 +39,8 @@ class ReferenceOp final : public LinearOp {
     pool.parallel_for(tokens, [&](int64_t token, int thread) {
       const float* input = x + token * shared.k;
       uint8_t* token_codes = codes + thread * shared.k_int;
-      const TokenRange range = quantize_token(input, shared, token_codes);
+      const TokenRange range =
+          quantize_token(input, shared.integer_columns, shared.activation_bits, token_codes);
       for (const Part& part : parts_) {
         for (int64_t row = 0; row < part.layout.n; ++row) {
           const int32_t corrected = accumulator(part, row, token_codes) - range.zero * part.sums[row];
@@ -96,7 +59,7 @@ class ReferenceOp final : public LinearOp {
     accumulators->resize(static_cast<size_t>(tokens * total_));
     for (int64_t token = 0; token < tokens; ++token) {
       uint8_t* codes = activation_codes->data() + token * shared.k_int;
-      quantize_token(x + token * shared.k, shared, codes);
+      quantize_token(x + token * shared.k, shared.integer_columns, shared.activation_bits, codes);
       for (const Part& part : parts_) {
         for (int64_t row = 0; row < part.layout.n; ++row) {
           (*accumulators)[token * total_ + part.first + row] = accumulator(part, row, codes);

@@ -2,6 +2,7 @@
 // of one token over a part of the keys. Included only by float_kernels.isa.cc.
 #pragma once
 
+#include "kernels/cpu/cache_row_tile.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/gemm_tile.h"
 
@@ -51,9 +52,71 @@ void scores_of_tile(const float* queries, int64_t rows, int64_t head_dim, const 
   }
 }
 
-// T: float or F16, the type of keys and values.
-template <typename T>
-void attention_block_typed(const AttentionBlock& in) {
+// A panel of one tile of keys, for scores_of_tile().
+template <CacheType kType>
+void pack_keys(const void* tile, int64_t keys, int64_t head_dim, float* rows, float* panel) {
+  const float* floats = static_cast<const float*>(tile);
+  if constexpr (kType == CacheType::kQ8 || kType == CacheType::kQ4) {
+    for (int64_t j = 0; j < keys; ++j) {
+      const CacheRow<kType> row(tile, j, head_dim);
+      int64_t i = 0;
+      for (; i + kLanes <= head_dim; i += kLanes) store(rows + j * head_dim + i, row.load(i));
+      if (i < head_dim) {
+        store_partial(rows + j * head_dim + i, row.load_partial(i, head_dim - i), head_dim - i);
+      }
+    }
+    floats = rows;
+  }
+  for (int64_t first = 0; first < keys; first += kTileColumns) {
+    const int64_t columns = keys - first < kTileColumns ? keys - first : kTileColumns;
+    if constexpr (kType == CacheType::kF16) {
+      pack_panel(static_cast<const F16*>(tile) + first * head_dim, head_dim, columns, head_dim,
+                 panel + first * head_dim);
+    } else {
+      pack_panel(floats + first * head_dim, head_dim, columns, head_dim, panel + first * head_dim);
+    }
+  }
+}
+
+// A panel of one tile of values: [round_up(head_dim, kTileColumns) / kTileColumns][kKeyTile][kTileColumns].
+template <CacheType kType>
+void pack_values(const void* tile, int64_t keys, int64_t head_dim, float* panel) {
+  for (int64_t j = 0; j < keys; ++j) {
+    const CacheRow<kType> row(tile, j, head_dim);
+    for (int64_t i = 0; i < head_dim; i += kLanes) {
+      store(panel + i / kTileColumns * kTileColumns * kKeyTile + j * kTileColumns + i % kTileColumns,
+            head_dim - i < kLanes ? row.load_partial(i, head_dim - i) : row.load(i));
+    }
+  }
+}
+
+void pack_keys(CacheType type, const void* tile, int64_t keys, int64_t head_dim, float* rows, float* panel) {
+  switch (type) {
+    case CacheType::kF32:
+      return pack_keys<CacheType::kF32>(tile, keys, head_dim, rows, panel);
+    case CacheType::kF16:
+      return pack_keys<CacheType::kF16>(tile, keys, head_dim, rows, panel);
+    case CacheType::kQ8:
+      return pack_keys<CacheType::kQ8>(tile, keys, head_dim, rows, panel);
+    case CacheType::kQ4:
+      return pack_keys<CacheType::kQ4>(tile, keys, head_dim, rows, panel);
+  }
+}
+
+void pack_values(CacheType type, const void* tile, int64_t keys, int64_t head_dim, float* panel) {
+  switch (type) {
+    case CacheType::kF32:
+      return pack_values<CacheType::kF32>(tile, keys, head_dim, panel);
+    case CacheType::kF16:
+      return pack_values<CacheType::kF16>(tile, keys, head_dim, panel);
+    case CacheType::kQ8:
+      return pack_values<CacheType::kQ8>(tile, keys, head_dim, panel);
+    case CacheType::kQ4:
+      return pack_values<CacheType::kQ4>(tile, keys, head_dim, panel);
+  }
+}
+
+void attention_block(const AttentionBlock& in) {
   const int64_t rows = in.tokens * in.group, head_dim = in.head_dim;
   const int64_t padded = round_up(rows, kTileRows), wide = round_up(head_dim, kTileColumns);
   const int64_t blocks = blocks_of(head_dim), query_stride = query_row_stride(head_dim);
@@ -90,20 +153,9 @@ void attention_block_typed(const AttentionBlock& in) {
   for (int64_t key_tile = begin / kKeyTile; key_tile * kKeyTile < end; ++key_tile) {
     const int64_t base = key_tile * kKeyTile;
     const int64_t keys = end - base < kKeyTile ? end - base : kKeyTile;
-    const T* tile_keys = static_cast<const T*>(in.key_tiles[key_tile]);
-    const T* tile_values = static_cast<const T*>(in.value_tiles[key_tile]);
-    for (int64_t first = 0; first < keys; first += kTileColumns) {
-      pack_panel(tile_keys + first * head_dim, head_dim,
-                 keys - first < kTileColumns ? keys - first : kTileColumns, head_dim,
-                 key_panel + first * head_dim);
-    }
-    for (int64_t j = 0; j < keys; ++j) {
-      for (int64_t i = 0; i < head_dim; i += kLanes) {
-        const T* from = tile_values + j * head_dim + i;
-        store(value_panel + i / kTileColumns * kTileColumns * kKeyTile + j * kTileColumns + i % kTileColumns,
-              head_dim - i < kLanes ? load_weight_partial(from, head_dim - i) : load_weight(from));
-      }
-    }
+    // The place of the values holds rows of quantized keys before.
+    pack_keys(in.key_type, in.key_tiles[key_tile], keys, head_dim, value_panel, key_panel);
+    pack_values(in.value_type, in.value_tiles[key_tile], keys, head_dim, value_panel);
     if (query_stride == 80) {
       scores_of_tile<80>(queries, rows, head_dim, key_panel, keys, scores);
     } else if (query_stride == 144) {
@@ -157,27 +209,19 @@ void attention_block_typed(const AttentionBlock& in) {
   }
 }
 
-void attention_block(const AttentionBlock& in) {
-  if (in.type == WeightType::kF32) {
-    attention_block_typed<float>(in);
-  } else {
-    attention_block_typed<F16>(in);
-  }
-}
-
 // Scores of one key for kHeads heads.
-template <int kHeads, typename T>
-void scores_of_key(const float* query, const T* key, int64_t head_dim, float scale, float* scores,
+template <int kHeads, typename Row>
+void scores_of_key(const float* query, const Row& key, int64_t head_dim, float scale, float* scores,
                    int64_t stride) {
   Vec sums[kHeads];
   for (int h = 0; h < kHeads; ++h) sums[h] = zero();
   int64_t i = 0;
   for (; i + kLanes <= head_dim; i += kLanes) {
-    const Vec k = load_weight(key + i);
+    const Vec k = key.load(i);
     for (int h = 0; h < kHeads; ++h) sums[h] = fma(k, load(query + h * head_dim + i), sums[h]);
   }
   if (i < head_dim) {
-    const Vec k = load_weight_partial(key + i, head_dim - i);
+    const Vec k = key.load_partial(i, head_dim - i);
     for (int h = 0; h < kHeads; ++h) {
       sums[h] = fma(k, load_partial(query + h * head_dim + i, head_dim - i), sums[h]);
     }
@@ -186,16 +230,15 @@ void scores_of_key(const float* query, const T* key, int64_t head_dim, float sca
 }
 
 // One vector of each of kHeads weighted sums of values.
-template <int kHeads, typename T>
+template <int kHeads, CacheType kType>
 void weighted_values(const AttentionPart& in, int64_t head, int64_t column, int64_t count) {
   const int64_t span = in.end - in.begin;
   const float* weights = in.scores + head * span;
   Vec sums[kHeads];
   for (int h = 0; h < kHeads; ++h) sums[h] = zero();
   for (int64_t position = in.begin; position < in.end; ++position) {
-    const T* value = static_cast<const T*>(in.value_tiles[position / kKeyTile]) +
-                     position % kKeyTile * in.head_dim + column;
-    const Vec v = count == kLanes ? load_weight(value) : load_weight_partial(value, count);
+    const CacheRow<kType> value(in.value_tiles[position / kKeyTile], position % kKeyTile, in.head_dim);
+    const Vec v = count == kLanes ? value.load(column) : value.load_partial(column, count);
     for (int h = 0; h < kHeads; ++h) sums[h] = fma(set1(weights[h * span + position - in.begin]), v, sums[h]);
   }
   for (int h = 0; h < kHeads; ++h) {
@@ -208,12 +251,11 @@ void weighted_values(const AttentionPart& in, int64_t head, int64_t column, int6
   }
 }
 
-template <typename T>
-void attention_part_typed(const AttentionPart& in) {
+template <CacheType kType>
+void part_scores(const AttentionPart& in) {
   const int64_t span = in.end - in.begin;
   for (int64_t position = in.begin; position < in.end; ++position) {
-    const T* key =
-        static_cast<const T*>(in.key_tiles[position / kKeyTile]) + position % kKeyTile * in.head_dim;
+    const CacheRow<kType> key(in.key_tiles[position / kKeyTile], position % kKeyTile, in.head_dim);
     int64_t h = 0;
     for (; h + 4 <= in.group; h += 4) {
       scores_of_key<4>(in.query + h * in.head_dim, key, in.head_dim, in.scale,
@@ -235,23 +277,23 @@ void attention_part_typed(const AttentionPart& in) {
         break;
     }
   }
-  for (int64_t h = 0; h < in.group; ++h) {
-    in.largest[h] = largest_of(in.scores + h * span, span);
-    in.sum[h] = exponentials(in.scores + h * span, span, in.largest[h]);
-  }
+}
+
+template <CacheType kType>
+void part_values(const AttentionPart& in) {
   for (int64_t column = 0; column < in.head_dim; column += kLanes) {
     const int64_t count = in.head_dim - column < kLanes ? in.head_dim - column : kLanes;
     int64_t h = 0;
-    for (; h + 4 <= in.group; h += 4) weighted_values<4, T>(in, h, column, count);
+    for (; h + 4 <= in.group; h += 4) weighted_values<4, kType>(in, h, column, count);
     switch (in.group - h) {
       case 3:
-        weighted_values<3, T>(in, h, column, count);
+        weighted_values<3, kType>(in, h, column, count);
         break;
       case 2:
-        weighted_values<2, T>(in, h, column, count);
+        weighted_values<2, kType>(in, h, column, count);
         break;
       case 1:
-        weighted_values<1, T>(in, h, column, count);
+        weighted_values<1, kType>(in, h, column, count);
         break;
       default:
         break;
@@ -260,10 +302,34 @@ void attention_part_typed(const AttentionPart& in) {
 }
 
 void attention_part(const AttentionPart& in) {
-  if (in.type == WeightType::kF32) {
-    attention_part_typed<float>(in);
-  } else {
-    attention_part_typed<F16>(in);
+  const int64_t span = in.end - in.begin;
+  switch (in.key_type) {
+    case CacheType::kF32:
+      part_scores<CacheType::kF32>(in);
+      break;
+    case CacheType::kF16:
+      part_scores<CacheType::kF16>(in);
+      break;
+    case CacheType::kQ8:
+      part_scores<CacheType::kQ8>(in);
+      break;
+    case CacheType::kQ4:
+      part_scores<CacheType::kQ4>(in);
+      break;
+  }
+  for (int64_t h = 0; h < in.group; ++h) {
+    in.largest[h] = largest_of(in.scores + h * span, span);
+    in.sum[h] = exponentials(in.scores + h * span, span, in.largest[h]);
+  }
+  switch (in.value_type) {
+    case CacheType::kF32:
+      return part_values<CacheType::kF32>(in);
+    case CacheType::kF16:
+      return part_values<CacheType::kF16>(in);
+    case CacheType::kQ8:
+      return part_values<CacheType::kQ8>(in);
+    case CacheType::kQ4:
+      return part_values<CacheType::kQ4>(in);
   }
 }
 

@@ -4,6 +4,7 @@
 #include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/gemm_tile.h"
+#include "kernels/cpu/hadamard_tile.h"
 
 namespace nibble::NIBBLE_ISA {
 
@@ -35,6 +36,9 @@ const FloatKernels kFloatKernels = {
     .gemm_pack_rows = gemm_pack_rows,
     .gemm_panel = gemm_panel,
     .gemv = gemv,
+    .sylvester = sylvester,
+    .mix_rows = mix_rows,
+    .store_cache_row = store_cache_row,
     .attention_scratch = attention_scratch,
     .attention_block = attention_block,
     .attention_part = attention_part,

@@ -1,0 +1,18 @@
+// squeezellm's kernels per instruction set, from cpu_kernels.isa.cc.
+#pragma once
+
+#include "formats/group_int/row_kernels.h"
+#include "formats/squeezellm/layout.h"
+
+namespace nibble {
+
+using SqueezellmKernels = RowKernels<SqueezellmLayout>;
+
+namespace avx2 {
+extern const SqueezellmKernels kSqueezellmKernels;
+}
+namespace avx512vnni {
+extern const SqueezellmKernels kSqueezellmKernels;
+}
+
+}  // namespace nibble

@@ -1,0 +1,1 @@
+nibble_test(codebooks_test SOURCES codebooks_test.cc LINKS nibble_quantizers)

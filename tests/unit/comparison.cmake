@@ -1,0 +1,1 @@
+nibble_test(comparison_test SOURCES comparison_test.cc LINKS nibble_comparison)

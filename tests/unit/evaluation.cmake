@@ -1,0 +1,2 @@
+nibble_test(evaluation_tasks_test SOURCES evaluation_tasks_test.cc LINKS nibble_tasks)
+nibble_test(evaluation_test SOURCES evaluation_test.cc LINKS nibble_evaluation)

@@ -1,0 +1,3 @@
+nibble_test(mixed_2_4_16_test SOURCES mixed_2_4_16_test.cc LINKS nibble_formats)
+target_include_directories(mixed_2_4_16_test PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+nibble_test(mixed_precision_test SOURCES mixed_precision_test.cc LINKS nibble_quantizers)

@@ -1,0 +1,184 @@
+// Integer group scales: within the sums that INT32 holds, and codes chosen for them as they are.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "formats/format.h"
+#include "quantizer_cases.h"
+#include "quantizers/uniform_grid.h"
+
+namespace nibble {
+namespace {
+
+struct Kind {
+  const char* name;
+  int64_t amplifier;
+};
+
+class IntegerScales : public testing::TestWithParam<Kind> {};
+
+// Every row's sum of integer scales times the largest codes and activation codes, whatever the width of the
+// row: 127 * 2^(b-1) * sum of multiplier * columns.
+void expect_within_int32(const QuantizedWeight& weight) {
+  const int64_t groups = static_cast<int64_t>(weight.scales.size()) / weight.out_features;
+  for (int64_t row = 0; row < weight.out_features; ++row) {
+    int64_t sum = 0;
+    for (int64_t group = 0; group < groups; ++group) {
+      sum += weight.scale_multipliers[row * groups + group] *
+             std::min(weight.group_size, weight.in_features - group * weight.group_size);
+    }
+    EXPECT_LT(127 * (int64_t{1} << (weight.weight_bits - 1)) * sum, int64_t{1} << 31) << "row " << row;
+  }
+}
+
+TEST_P(IntegerScales, CodesAreNearestForTheScaleThatIsStored) {
+  ThreadPool pool(2);
+  for (const int64_t bits : {4, 8}) {
+    QuantizerCase made = make_case(21, 200);
+    made.settings.format = "group_int_a8";
+    made.settings.weight_bits = bits;
+    made.settings.activation_bits = 8;
+    made.settings.group_size = 64;
+    made.settings.scale_kind = GetParam().name;
+    made.settings.scale_amplifier = GetParam().amplifier;
+    made.settings.check("test");
+    QuantizerInput input = input_of(made);
+    input.f16_scales = true;  // of float scales only
+    const QuantizedWeight weight = find_quantizer("rtn").quantize(input, pool);
+    ASSERT_EQ(weight.scale_multipliers.size(), 21u * 4);
+    const bool amplified = std::string(GetParam().name) == "integer";
+    EXPECT_EQ(weight.scale_amplifier != 0, amplified);
+    if (GetParam().amplifier != 0) {
+      EXPECT_EQ(weight.scale_amplifier, GetParam().amplifier);
+    }
+    const int lowest = -(1 << (bits - 1)), highest = -lowest - 1;
+    for (int64_t i = 0; i < 21 * 200; ++i) {
+      const int64_t row = i / 200, group = row * 4 + i % 200 / 64;
+      const float scale = weight.row_scales[row] * static_cast<float>(weight.scale_multipliers[group]);
+      ASSERT_EQ(scale, weight.scales[group]);
+      ASSERT_EQ(weight.codes[i], std::clamp<long>(std::lrint(made.weight[i] / scale), lowest, highest)) << i;
+      if (amplified) {
+        ASSERT_EQ(weight.row_scales[row], 1.0f / static_cast<float>(weight.scale_amplifier));
+      }
+    }
+    expect_within_int32(weight);
+    EXPECT_NO_THROW(find_format("group_int_a8")->pack(weight, "x"));
+
+    // Rounding a scale costs little where it is not forced to be coarse.
+    made.settings.scale_kind = "float";
+    made.settings.scale_amplifier = 0;
+    const QuantizerInput& plain = input_of(made);
+    const QuantizedWeight reference = find_quantizer("rtn").quantize(plain, pool);
+    const double error = quantization_error(plain, dequantize(weight).data(), pool).weight_relative;
+    const double best = quantization_error(plain, dequantize(reference).data(), pool).weight_relative;
+    // A given amplifier suits 4 bits; the scales of 8 bits are small integers then.
+    if (GetParam().amplifier == 0) {
+      EXPECT_LT(error, best * 1.05) << bits << " bits";
+    } else if (bits == 4) {
+      EXPECT_LT(error, best * 2) << bits << " bits";
+    }
+  }
+}
+
+// At these widths full multipliers would overflow.
+TEST(IntegerScalesOfWideRows, AreSmallerMultipliers) {
+  ThreadPool pool(2);
+  const int64_t k = 28672;
+  std::vector<float> weights(static_cast<size_t>(3 * k));
+  for (int64_t i = 0; i < 3 * k; ++i) weights[i] = static_cast<float>((i * 7919) % 201 - 100) / 100.0f;
+  LinearSettings settings;
+  settings.format = "group_int_a8";
+  settings.activation_bits = 8;
+  settings.group_size = 128;
+  for (const auto& [kind, bits] : std::vector<std::pair<const char*, int64_t>>{
+           {"two_level", 4}, {"two_level", 8}, {"integer", 4}, {"integer", 8}}) {
+    SCOPED_TRACE(kind);
+    settings.scale_kind = kind;
+    settings.weight_bits = bits;
+    const QuantizerInput input = {
+        .name = "x", .weight = weights.data(), .out_features = 3, .in_features = k, .settings = &settings};
+    const QuantizedWeight weight = find_quantizer("rtn").quantize(input, pool);
+    expect_within_int32(weight);
+    EXPECT_NO_THROW(find_format("group_int_a8")->pack(weight, "x"));
+    // At least half of what the row may sum up to is used: the scales are as fine as they can be.
+    int64_t sum = 0;
+    for (int64_t group = 0; group < 224; ++group) sum += 128 * int64_t{weight.scale_multipliers[group]};
+    EXPECT_GT(127 * (int64_t{1} << (bits - 1)) * sum, int64_t{1} << 29);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, IntegerScales,
+                         testing::Values(Kind{"two_level", 0}, Kind{"integer", 0}, Kind{"integer", 4096}),
+                         [](const auto& test) {
+                           return test.param.name + std::to_string(test.param.amplifier);
+                         });
+
+TEST(IntegerScalesSettings, AreRefusedWhereNothingHoldsThem) {
+  const auto refusal = [](auto&& change) {
+    LinearSettings settings;
+    settings.format = "group_int_a8";
+    settings.activation_bits = 8;
+    settings.group_size = 128;
+    change(settings);
+    try {
+      settings.check("mine");
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  EXPECT_EQ(refusal([](LinearSettings& s) { s.scale_kind = "two_level"; }), "");
+  EXPECT_NE(
+      refusal([](LinearSettings& s) { s.scale_kind = "two_level", s.format = "quik"; }).find("scale_kind"),
+      std::string::npos);
+  EXPECT_NE(refusal([](LinearSettings& s) { s.scale_kind = "integer", s.group_size = 0; }).find("scale_kind"),
+            std::string::npos);
+  EXPECT_NE(refusal([](LinearSettings& s) { s.scale_amplifier = 1024; }).find("scale_amplifier"),
+            std::string::npos);
+  EXPECT_NE(refusal([](LinearSettings& s) {
+              s.scale_kind = "integer", s.scale_amplifier = 1000;
+            }).find("power of two"),
+            std::string::npos);
+  EXPECT_NE(refusal([](LinearSettings& s) { s.static_limit = 200; }).find("per_token_limit"),
+            std::string::npos);
+  EXPECT_NE(refusal([](LinearSettings& s) {
+              s.format = "quik", s.group_size = 0, s.transform = "log_equalization";
+            }).find("static activation"),
+            std::string::npos);
+  EXPECT_EQ(
+      refusal([](LinearSettings& s) { s.format = "quik", s.group_size = 0, s.transform = "smoothquant"; }),
+      "");
+  EXPECT_NE(refusal([](LinearSettings& s) {
+              s.quantizer = "kmeans", s.format = "squeezellm", s.group_size = 0, s.transform = "smoothquant";
+            }).find("sensitivities"),
+            std::string::npos);
+}
+
+TEST(FitGroups, HalvesTheGroupWhereThatDivides) {
+  LinearSettings settings;
+  settings.group_size = 128;
+  for (const int64_t columns : {576, 1536, 96, 56}) EXPECT_EQ(settings.group_size_for(columns), 128);
+  settings.fit_groups = true;
+  const std::pair<int64_t, int64_t> kRows[] = {{128, 128}, {1536, 128}, {576, 64}, {64, 64},  {96, 32},
+                                               {56, 128},  {88, 128},   {32, 32},  {136, 128}};
+  for (const auto& [columns, expected] : kRows)
+    EXPECT_EQ(settings.group_size_for(columns), expected) << columns;
+  settings.group_size = 96;
+  EXPECT_EQ(settings.group_size_for(144), 96);  // 48 would be no multiple of 32
+  settings.group_size = 0;
+  EXPECT_EQ(settings.group_size_for(576), 0);
+
+  ThreadPool pool(1);
+  QuantizerCase made = make_case(3, 96);
+  made.settings.group_size = 128;
+  made.settings.fit_groups = true;
+  for (const char* quantizer : {"rtn", "gptq"}) {
+    const QuantizedWeight weight = find_quantizer(quantizer).quantize(input_of(made), pool);
+    EXPECT_EQ(weight.group_size, 32) << quantizer;
+    EXPECT_EQ(weight.scales.size(), 9u) << quantizer;
+  }
+  EXPECT_EQ(uniform_sample(made.settings, 3, 96, {}).scales.size(), 9u);
+}
+
+}  // namespace
+}  // namespace nibble

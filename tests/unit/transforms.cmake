@@ -1,0 +1,1 @@
+nibble_test(transforms_test SOURCES transforms_test.cc LINKS nibble_transforms)
