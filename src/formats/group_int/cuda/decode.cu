@@ -75,9 +75,10 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(DecodeProblem problem,
         const int count =
             min(static_cast<int>(kChunkGroups), groups - chunk * static_cast<int>(kChunkGroups));
         const uint32_t bytes = count * (kCodeBytes + kScaleBytes);
-        ptx::barrier_wait(&shared.empty[stage], parity);
-        ptx::barrier_arrive_expecting(&shared.full[stage], bytes);
-        ptx::bulk_copy(ring + stage * kChunkBytes, from, bytes, &shared.full[stage], policy);
+        ptx::barrier_wait(ptx::shared_address(&shared.empty[stage]), parity);
+        ptx::barrier_arrive_expecting(ptx::shared_address(&shared.full[stage]), bytes);
+        ptx::bulk_copy(ptx::shared_address(ring) + stage * kChunkBytes, from, bytes,
+                       ptx::shared_address(&shared.full[stage]), policy);
         from += bytes;
         if (++stage == stages) {
           stage = 0;
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(DecodeProblem problem,
     float sums[4] = {0, 0, 0, 0};
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const int count = min(static_cast<int>(kChunkGroups), groups - chunk * static_cast<int>(kChunkGroups));
-      ptx::barrier_wait(&shared.full[stage], parity);
+      ptx::barrier_wait(ptx::shared_address(&shared.full[stage]), parity);
       if (warp < count) {
         const uint8_t* const codes = ring + stage * kChunkBytes + warp * kCodeBytes + lane * 16;
         const uint4 low = *reinterpret_cast<const uint4*>(codes);
@@ -140,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(DecodeProblem problem,
         sums[3] += (even[3] + odd[3]) * scale_8;
       }
       __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(&shared.empty[stage]);
+      if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&shared.empty[stage]));
       if (++stage == stages) {
         stage = 0;
         parity ^= 1;

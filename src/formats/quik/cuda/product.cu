@@ -1,7 +1,7 @@
-// A persistent kernel of three warpgroups. One thread of the third keeps a ring of tiles filled through the
-// copy engine; the other two multiply 64 tokens each by 256 outputs: all integer columns as u8 x s8 in INT32,
-// then, with the sums turned into floats where they lie, the outlier columns in FP16 on top. Nothing but the
-// FP16 result goes back to memory.
+// A persistent kernel. One thread keeps a ring of tiles filled through the copy engine; two warpgroups
+// multiply 64 tokens each by 256 outputs: all integer columns as u8 x s8 in INT32, then, with the sums turned
+// into floats where they lie, the outlier columns in FP16 on top. Nothing but the FP16 result goes back to
+// memory.
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/wgmma.cuh"
 #include "formats/quik/cuda/kernels.h"
@@ -10,7 +10,7 @@ namespace nibble::quik_cuda {
 namespace {
 
 constexpr int kStages = 4, kMultipliers = 2;
-constexpr int kThreads = 128 * (kMultipliers + 1);
+constexpr int kThreads = 128 * kMultipliers + 32;  // nine warps
 constexpr int kTokenBytes = kTileTokens * kTileBytes, kOutputBytes = kTileOutputs * kTileBytes;
 constexpr int kStageBytes = kTokenBytes + kOutputBytes;
 constexpr int kSharedBytes = kStages * kStageBytes + 1024;  // the ring starts at a multiple of 1024
@@ -29,14 +29,15 @@ __device__ inline Tile tile_at(int index, int token_tiles, int output_tiles) {
   return {(first + place % height) * kTileTokens, place / height * kTileOutputs};
 }
 
+// Addresses in shared memory.
 struct Ring {
-  uint8_t* bytes;
-  uint64_t* full;
-  uint64_t* empty;
+  uint32_t bytes, full, empty;
   int stage = 0;
   uint32_t parity;
-  __device__ uint8_t* tokens() const { return bytes + stage * kStageBytes; }
-  __device__ uint8_t* outputs() const { return tokens() + kTokenBytes; }
+  __device__ uint32_t tokens() const { return bytes + stage * kStageBytes; }
+  __device__ uint32_t outputs() const { return tokens() + kTokenBytes; }
+  __device__ uint32_t filled() const { return full + 8 * stage; }
+  __device__ uint32_t emptied(int which) const { return empty + 8 * which; }
   __device__ void advance() {
     if (++stage == kStages) {
       stage = 0;
@@ -50,14 +51,14 @@ __device__ void produce(const TileMaps& maps, Ring ring, int integer_blocks, int
   for (int index = blockIdx.x; index < token_tiles * output_tiles; index += gridDim.x) {
     const Tile tile = tile_at(index, token_tiles, output_tiles);
     for (int block = 0; block < integer_blocks + half_blocks; ++block) {
-      ptx::barrier_wait(&ring.empty[ring.stage], ring.parity);
-      ptx::barrier_arrive_expecting(&ring.full[ring.stage], kStageBytes);
+      ptx::barrier_wait(ring.emptied(ring.stage), ring.parity);
+      ptx::barrier_arrive_expecting(ring.filled(), kStageBytes);
       const bool integers = block < integer_blocks;
       const int column = integers ? block * kTileBytes : (block - integer_blocks) * (kTileBytes / 2);
       ptx::tile_copy(ring.tokens(), integers ? &maps.codes : &maps.outliers, column, tile.token,
-                     &ring.full[ring.stage]);
+                     ring.filled());
       ptx::tile_copy(ring.outputs(), integers ? &maps.weights : &maps.outlier_weights, column, tile.output,
-                     &ring.full[ring.stage]);
+                     ring.filled());
       ring.advance();
     }
   }
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ uint8_t dynamic[];
   __shared__ uint64_t full[kStages], empty[kStages];
   __shared__ __align__(16) float2 columns[2][kTileOutputs];  // scale, and the bits of the sum of codes
-  uint8_t* const bytes = dynamic + (1024 - ptx::shared_address(dynamic) % 1024) % 1024;
+  const uint32_t bytes = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   const int integer_blocks = (weights.k_int + kTileBytes - 1) / kTileBytes;
   const int half_blocks = (weights.outliers + kTileBytes / 2 - 1) / (kTileBytes / 2);
   const int token_tiles = (activations.tokens + kTileTokens - 1) / kTileTokens;
@@ -138,17 +139,16 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int group = threadIdx.x / 128;
   if (group == kMultipliers) {
-    ptx::give_registers<40>();
     if (threadIdx.x % 128 == 0) {
-      produce(maps, {bytes, full, empty, 0, 1}, integer_blocks, half_blocks, token_tiles, output_tiles);
+      produce(maps, {bytes, ptx::shared_address(full), ptx::shared_address(empty), 0, 1}, integer_blocks,
+              half_blocks, token_tiles, output_tiles);
     }
   } else {
-    ptx::take_registers<232>();
-    Ring ring = {bytes, full, empty, 0, 0};
+    Ring ring = {bytes, ptx::shared_address(full), ptx::shared_address(empty), 0, 0};
     int turn = 0;
     const int thread = threadIdx.x % 128, lane = thread % 32, g = lane / 4, q = lane % 4;
     const auto release = [&](int stage) {
-      if (thread == 0) ptx::barrier_arrive(&empty[stage]);
+      if (thread == 0) ptx::barrier_arrive(ring.emptied(stage));
     };
     for (int index = blockIdx.x; index < token_tiles * output_tiles; index += gridDim.x) {
       const Tile tile = tile_at(index, token_tiles, output_tiles);
@@ -165,9 +165,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::fence_sums(d);
       int previous = -1;
       for (int block = 0; block < integer_blocks; ++block) {
-        ptx::barrier_wait(&full[ring.stage], ring.parity);
-        const uint64_t a = ptx::operand_128b(ptx::shared_address(ring.tokens()) + group * 64 * kTileBytes);
-        const uint64_t b = ptx::operand_128b(ptx::shared_address(ring.outputs()));
+        ptx::barrier_wait(ring.filled(), ring.parity);
+        const uint64_t a = ptx::operand_128b(ring.tokens() + group * 64 * kTileBytes);
+        const uint64_t b = ptx::operand_128b(ring.outputs());
         ptx::warpgroup_arrive();
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
@@ -215,9 +215,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       turn ^= 1;
       ptx::fence_sums(d);
       for (int block = 0; block < half_blocks; ++block) {
-        ptx::barrier_wait(&full[ring.stage], ring.parity);
-        const uint64_t a = ptx::operand_128b(ptx::shared_address(ring.tokens()) + group * 64 * kTileBytes);
-        const uint64_t b = ptx::operand_128b(ptx::shared_address(ring.outputs()));
+        ptx::barrier_wait(ring.filled(), ring.parity);
+        const uint64_t a = ptx::operand_128b(ring.tokens() + group * 64 * kTileBytes);
+        const uint64_t b = ptx::operand_128b(ring.outputs());
         ptx::warpgroup_arrive();
 #pragma unroll
         for (int step = 0; step < 4; ++step) ptx::wgmma_64x256x16_f16(d, a + 2 * step, b + 2 * step);
