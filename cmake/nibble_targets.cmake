@@ -3,7 +3,8 @@
 set(NIBBLE_WARNINGS -Wall -Wextra -Wpedantic -Werror -Wshadow -Wno-sign-compare -Wno-missing-field-initializers)
 
 function(nibble_compile_options target)
-  target_compile_options(${target} PRIVATE ${NIBBLE_WARNINGS})
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${NIBBLE_WARNINGS}>
+                                           $<$<COMPILE_LANGUAGE:CUDA>:${NIBBLE_CUDA_OPTIONS}>)
   if(NIBBLE_SANITIZE)
     target_compile_options(${target} PRIVATE -fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer
                                              -fno-sanitize-recover=all)

@@ -1,0 +1,163 @@
+#include "backend/cuda/blas_lt.h"
+
+#include <cublasLt.h>
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "backend/cuda/device.h"
+#include "base/error.h"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr size_t kWorkspaceBytes = size_t{64} << 20;
+constexpr int kCandidates = 24;
+
+struct Library {
+  decltype(&cublasLtCreate) create;
+  decltype(&cublasLtGetVersion) version;
+  decltype(&cublasLtMatmulDescCreate) desc_create;
+  decltype(&cublasLtMatmulDescDestroy) desc_destroy;
+  decltype(&cublasLtMatmulDescSetAttribute) desc_set;
+  decltype(&cublasLtMatrixLayoutCreate) layout_create;
+  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy;
+  decltype(&cublasLtMatmulPreferenceCreate) preference_create;
+  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
+  decltype(&cublasLtMatmul) matmul;
+  cublasLtHandle_t handle = nullptr;
+};
+
+template <typename Function>
+void resolve(void* library, const char* symbol, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(library, symbol));
+  if (function == nullptr) fail("libcublasLt has no function '{}'", symbol);
+}
+
+void check_blas(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS)
+    fail("cuBLASLt: {} fails with status {}", what, static_cast<int>(status));
+}
+
+const Library& library() {
+  static const Library loaded = [] {
+    constexpr std::array kNames = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"};
+    void* handle = nullptr;
+    std::string reason;
+    for (const char* name : kNames) {
+      handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+      if (handle != nullptr) break;
+      if (reason.empty()) reason = dlerror();
+    }
+    if (handle == nullptr)
+      fail("FP16 products on the GPU need cuBLASLt, which could not be opened: {}", reason);
+    Library made = {};
+    resolve(handle, "cublasLtCreate", made.create);
+    resolve(handle, "cublasLtGetVersion", made.version);
+    resolve(handle, "cublasLtMatmulDescCreate", made.desc_create);
+    resolve(handle, "cublasLtMatmulDescDestroy", made.desc_destroy);
+    resolve(handle, "cublasLtMatmulDescSetAttribute", made.desc_set);
+    resolve(handle, "cublasLtMatrixLayoutCreate", made.layout_create);
+    resolve(handle, "cublasLtMatrixLayoutDestroy", made.layout_destroy);
+    resolve(handle, "cublasLtMatmulPreferenceCreate", made.preference_create);
+    resolve(handle, "cublasLtMatmulPreferenceDestroy", made.preference_destroy);
+    resolve(handle, "cublasLtMatmulPreferenceSetAttribute", made.preference_set);
+    resolve(handle, "cublasLtMatmulAlgoGetHeuristic", made.heuristic);
+    resolve(handle, "cublasLtMatmul", made.matmul);
+    check_blas(made.create(&made.handle), "creating a handle");
+    return made;
+  }();
+  return loaded;
+}
+
+}  // namespace
+
+struct HalfProduct::State {
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
+  cublasLtMatmulAlgo_t algorithm = {};
+  Buffer workspace{kWorkspaceBytes};
+  int candidates = 0;
+
+  ~State() {
+    const Library& lt = library();
+    if (desc != nullptr) lt.desc_destroy(desc);
+    for (cublasLtMatrixLayout_t layout : {w, x, y}) {
+      if (layout != nullptr) lt.layout_destroy(layout);
+    }
+  }
+};
+
+HalfProduct::HalfProduct(int m, int n, int k, const __half* x, const __half* w, __half* y,
+                         cudaStream_t stream)
+    : state_(std::make_unique<State>()) {
+  const Library& lt = library();
+  State& state = *state_;
+  // cuBLAS is column-major: y^T [n, m] = w [n, k] x^T, with w stored as its transpose.
+  check_blas(lt.desc_create(&state.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a product");
+  const cublasOperation_t transpose = CUBLAS_OP_T;
+  check_blas(lt.desc_set(state.desc, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose),
+             "describing a product");
+  check_blas(lt.layout_create(&state.w, CUDA_R_16F, k, n, k), "describing a matrix");
+  check_blas(lt.layout_create(&state.x, CUDA_R_16F, k, m, k), "describing a matrix");
+  check_blas(lt.layout_create(&state.y, CUDA_R_16F, n, m, n), "describing a matrix");
+  cublasLtMatmulPreference_t preference = nullptr;
+  check_blas(lt.preference_create(&preference), "asking for algorithms");
+  check_blas(lt.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes,
+                               sizeof kWorkspaceBytes),
+             "asking for algorithms");
+  std::vector<cublasLtMatmulHeuristicResult_t> found(kCandidates);
+  int count = 0;
+  const cublasStatus_t status = lt.heuristic(lt.handle, state.desc, state.w, state.x, state.y, state.y,
+                                             preference, kCandidates, found.data(), &count);
+  lt.preference_destroy(preference);
+  check_blas(status, "asking for algorithms");
+  if (count == 0) fail("cuBLASLt has no algorithm for {}x{}x{} in FP16", m, n, k);
+  state.candidates = count;
+
+  cudaEvent_t begin = nullptr, end = nullptr;
+  check(cudaEventCreate(&begin), "making an event");
+  check(cudaEventCreate(&end), "making an event");
+  float best = 1e30f;
+  for (int i = 0; i < count; ++i) {
+    state.algorithm = found[static_cast<size_t>(i)].algo;
+    std::vector<float> times;
+    for (int repeat = 0; repeat < 4; ++repeat) {
+      check(cudaEventRecord(begin, stream), "timing");
+      enqueue(x, w, y, stream);
+      check(cudaEventRecord(end, stream), "timing");
+      check(cudaEventSynchronize(end), "timing");
+      float milliseconds = 0;
+      check(cudaEventElapsedTime(&milliseconds, begin, end), "timing");
+      if (repeat > 0) times.push_back(milliseconds);
+    }
+    std::sort(times.begin(), times.end());
+    if (times[times.size() / 2] < best) {
+      best = times[times.size() / 2];
+      found[0] = found[static_cast<size_t>(i)];
+    }
+  }
+  state.algorithm = found[0].algo;
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+}
+
+HalfProduct::~HalfProduct() = default;
+HalfProduct::HalfProduct(HalfProduct&&) noexcept = default;
+int HalfProduct::candidates() const { return state_->candidates; }
+
+void HalfProduct::enqueue(const __half* x, const __half* w, __half* y, cudaStream_t stream) const {
+  const float one = 1.0f, zero = 0.0f;
+  const State& state = *state_;
+  check_blas(library().matmul(library().handle, state.desc, &one, w, state.w, x, state.x, &zero, y, state.y,
+                              y, state.y, &state.algorithm, state.workspace.data(), kWorkspaceBytes, stream),
+             "a product");
+}
+
+size_t blas_lt_version() { return library().version(); }
+
+}  // namespace nibble::cuda
