@@ -12,7 +12,8 @@ Encode encode_function() {
   static const Encode found = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult status = {};
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &status),
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
+                                           &status),
           "looking for cuTensorMapEncodeTiled");
     if (status != cudaDriverEntryPointSuccess || function == nullptr) {
       fail("the NVIDIA driver has no cuTensorMapEncodeTiled; a driver of CUDA 12 or newer is needed");
@@ -33,12 +34,12 @@ CUtensorMap make_tile_map(TileType type, const void* data, int64_t rows, int64_t
   const cuuint32_t steps[2] = {1, 1};
   CUtensorMap map = {};
   const CUresult code = encode_function()(
-      &map, bytes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<void*>(data), sizes,
-      strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      &map, bytes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
+      const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (code != CUDA_SUCCESS) {
-    fail("describing a matrix [{}, {}] with rows of {} bytes to the copy engine fails with code {}", rows, columns,
-         row_bytes, static_cast<int>(code));
+    fail("describing a matrix [{}, {}] with rows of {} bytes to the copy engine fails with code {}", rows,
+         columns, row_bytes, static_cast<int>(code));
   }
   return map;
 }
