@@ -62,8 +62,9 @@ constexpr std::string_view kW4A4Hadamard = R"({
     "activation_bits": 4,
     "outlier_columns": 0,
     "clip": true,
-    "rotation": "hadamard",
-    "balance_channels": true  // halves what 4-bit inputs of down projections lose on models with outliers there
+    // Not the residual stream: only what is behind a norm can be balanced before it is mixed.
+    "rotation": "hadamard-inputs",
+    "balance_channels": true
   }
 })";
 

@@ -186,7 +186,7 @@ TEST(Recipe, WholeModelSettingsAreNoOverrides) {
   EXPECT_EQ(recipe.defaults.rotation, "hadamard-offline");
   recipe.apply_set("rotation=hadamard");
   EXPECT_EQ(recipe.defaults.rotation, "hadamard");
-  EXPECT_EQ(Recipe::find("w4a4-hadamard").defaults.rotation, "hadamard");
+  EXPECT_EQ(Recipe::find("w4a4-hadamard").defaults.rotation, "hadamard-inputs");
   EXPECT_EQ(Recipe::find("quik-4b").defaults.rotation, "none");
   for (const std::string setting : {"rotation", "balance_channels"}) {
     const std::string value = setting == "rotation" ? "\"hadamard\"" : "true";
