@@ -40,8 +40,16 @@ bool BlockQuantizer::needs_statistics(const LinearGroup& group, CalibrationNeeds
   return any;
 }
 
+// Whether the sub-layer can go on from the inputs of `group`: it is the last, nothing that quantizing it
+// changes comes before its inputs, and they fit.
+bool BlockQuantizer::holds_inputs(SubLayer& sublayer, const LinearGroup& group) const {
+  return stream_ != nullptr && &group == sublayer.groups().back() && sublayer.norm_before(group) == nullptr &&
+         4.0 * static_cast<double>(stream_->tokens()) * static_cast<double>(group.in_features()) <=
+             held_input_bytes_;
+}
+
 BlockQuantizer::GroupStatistics BlockQuantizer::collect(SubLayer& sublayer, const SubLayer* float_sublayer,
-                                                        const LinearGroup* only) {
+                                                        const LinearGroup* only, std::vector<float>* inputs) {
   const std::span<LinearGroup* const> groups = sublayer.groups();
   std::vector<std::unique_ptr<StatisticsCollector>> collectors(groups.size());
   bool any = false, cross = false;
@@ -64,7 +72,9 @@ BlockQuantizer::GroupStatistics BlockQuantizer::collect(SubLayer& sublayer, cons
     for (size_t g = 0; g < groups.size(); ++g) {
       if (groups[g] != &group || !collectors[g]) continue;
       collectors[g]->add(x, tokens, pool_, group.input_name());
-      if (cross) input.assign(x, x + tokens * group.in_features());
+      const float* end = x + tokens * group.in_features();
+      if (cross) input.assign(x, end);
+      if (inputs != nullptr) inputs->insert(inputs->end(), x, end);
     }
     return &group != only;
   };
@@ -73,8 +83,12 @@ BlockQuantizer::GroupStatistics BlockQuantizer::collect(SubLayer& sublayer, cons
     for (const auto& collector : collectors) {
       if (collector) collector->add_cross(x, input.data(), tokens, pool_, group.input_name());
     }
-    return false;
+    return inputs != nullptr;
   };
+  if (inputs != nullptr) {
+    inputs->clear();
+    inputs->reserve(static_cast<size_t>(stream_->tokens() * only->in_features()));
+  }
   for (int64_t batch = 0; batch < stream_->batches(); ++batch) {
     stream_->run_batch(batch, sublayer, &tap, pool_);
     if (cross) float_stream_->run_batch(batch, *float_sublayer, &float_tap, pool_);
@@ -259,6 +273,7 @@ void BlockQuantizer::quantize_slot(LinearSlot& slot, int64_t in_features, const 
 
 QuantizedBlock BlockQuantizer::quantize(Block& block, const Block* float_block) {
   QuantizedBlock out;
+  std::vector<float> inputs;
   equalized_.clear();
   for (size_t s = 0; s < block.sublayers.size(); ++s) {
     const auto& sublayer = block.sublayers[s];
@@ -272,15 +287,27 @@ QuantizedBlock BlockQuantizer::quantize(Block& block, const Block* float_block) 
       continue;
     }
     fold_through_linears(*sublayer, nullptr);
+    const LinearGroup* held = nullptr;  // the group whose inputs are in `inputs`
+    bool float_moved = false;
     for (size_t g = 0; g < sublayer->groups().size(); ++g) {
       LinearGroup& group = *sublayer->groups()[g];
-      const GroupStatistics statistics = collect(*sublayer, float_sublayer, &group);
+      const bool holds = holds_inputs(*sublayer, group);
+      const GroupStatistics statistics =
+          collect(*sublayer, float_sublayer, &group, holds ? &inputs : nullptr);
+      if (holds && statistics[g] != nullptr) {
+        held = &group;
+        float_moved = statistics[g]->cross.defined();
+      }
       quantize_group(*sublayer, group, statistics[g].get(), &out);
     }
     if (stream_ != nullptr) {
       const double started = monotonic_seconds();
-      stream_->run(*sublayer, nullptr, pool_);
-      if (float_sublayer != nullptr) float_stream_->run(*float_sublayer, nullptr, pool_);
+      if (held != nullptr) {
+        stream_->finish(*held, inputs.data(), pool_);
+      } else {
+        stream_->run(*sublayer, nullptr, pool_);
+      }
+      if (float_sublayer != nullptr && !float_moved) float_stream_->run(*float_sublayer, nullptr, pool_);
       calibration_seconds_ += monotonic_seconds() - started;
     }
   }

@@ -29,6 +29,9 @@ struct BlockCalibration {
   ResidualStream* stream = nullptr;        // inputs of the linears
   ResidualStream* float_stream = nullptr;  // the float model's, in step with the other (GPTAQ)
   SensitivityStore* sensitivity = nullptr;
+  // Inputs of a sub-layer's last linears are held up to this size, so that the sub-layer can go on from there
+  // once they are quantized; beyond, it runs again from its start. The results are the same.
+  double held_input_bytes = 0;
   // What find_sparse_outlier_ratios() found; linears that are missing take the largest of their own weights.
   std::map<std::string, double> sparse_outlier_ratios;
 };
@@ -41,6 +44,7 @@ class BlockQuantizer {
         stream_(calibration.stream),
         float_stream_(calibration.float_stream),
         sensitivity_(calibration.sensitivity),
+        held_input_bytes_(calibration.held_input_bytes),
         pool_(pool),
         sparse_outlier_ratios_(std::move(calibration.sparse_outlier_ratios)) {}
 
@@ -60,8 +64,12 @@ class BlockQuantizer {
   using GroupStatistics =
       std::vector<std::unique_ptr<InputStatistics>>;  // per group; null where none is needed
   // Statistics of the one group `only` (stopping there), or of all groups of the sub-layer in a single pass
-  // through it. `float_sublayer` may be null when no group needs the float model's inputs.
-  GroupStatistics collect(SubLayer& sublayer, const SubLayer* float_sublayer, const LinearGroup* only);
+  // through it. `float_sublayer` may be null when no group needs the float model's inputs. With `inputs`,
+  // `only` is the last group: its inputs [tokens, in_features] are put there, and a float stream whose inputs
+  // are needed goes through the whole float sub-layer.
+  GroupStatistics collect(SubLayer& sublayer, const SubLayer* float_sublayer, const LinearGroup* only,
+                          std::vector<float>* inputs = nullptr);
+  bool holds_inputs(SubLayer& sublayer, const LinearGroup& group) const;
   // How the activations of a group are quantized; `scale` is the static step or 0.
   struct GroupActivations {
     float scale = 0;
@@ -89,6 +97,7 @@ class BlockQuantizer {
   ResidualStream* stream_;
   ResidualStream* float_stream_;
   SensitivityStore* sensitivity_;
+  double held_input_bytes_;
   ThreadPool& pool_;
   std::map<std::string, double> sparse_outlier_ratios_;
   double calibration_seconds_ = 0, solver_seconds_ = 0;

@@ -14,9 +14,12 @@
 namespace nibble {
 namespace {
 
-// Forward passes a block costs per calibration token: each group's statistics stop at that group, so the
-// earlier groups of a sub-layer run again. Measured 1.8 to 2.2 on llama-like blocks.
-constexpr double kForwardsPerBlock = 2.0;
+// Forward passes a block costs per calibration token: each group's statistics stop at that group. Where its
+// inputs can be held the sub-layer goes on from there, else the earlier groups run again (measured 1.8 to 2.2
+// on llama-like blocks).
+constexpr double kForwardsPerBlock = 2.0, kForwardsWithHeldInputs = 1.1;
+// Inputs are held in at most this share of the memory that nothing else needs.
+constexpr double kHeldShare = 0.5;
 
 // Bytes of `rows` rows of zeros in the format and settings of `linear`.
 double packed_bytes_of_rows(const LinearInfo& linear, const LinearSettings& settings, int64_t hidden_size,
@@ -161,6 +164,7 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
                                .free_disk_bytes = static_cast<double>(free_disk_bytes(options.output)),
                                .calibration = data.description};
   double weights = 0, bytes = 0, solver_operations = 0, block_weights = 0, widest = 0, largest = 0;
+  double widest_last = 0;  // input of a sub-layer's last linears
   const std::vector<LinearInfo> linears = list_linears(spec);
   for (const LinearInfo& linear : linears) {
     const LinearSettings settings = options.recipe.settings_for(linear.name, linear.role);
@@ -169,6 +173,9 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
     bytes += packed_bytes(linear, settings, spec.hidden_size);
     if (linear.layer == 0) block_weights += n * k;
     largest = std::max(largest, n * k);
+    if (linear.role == LinearRole::kAttentionOutput || linear.role == LinearRole::kDown) {
+      widest_last = std::max(widest_last, k);
+    }
     if (calibration_needs(settings).hessian) {
       widest = std::max(widest, k);
       solver_operations += n * k * k + k * k * k;
@@ -202,6 +209,12 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
                                4 * batch * (6 * hidden + 3 * static_cast<double>(spec.intermediate_size)) +
                                held_matrices * token_matrix;
   if (with_float_stream) forecast.peak_memory_bytes += 16 * widest * widest + 8 * batch * widest;
+  const double spare = forecast.available_memory_bytes - forecast.peak_memory_bytes;
+  if (const double held = 4 * tokens * widest_last;
+      recipe_needs_statistics(options.recipe, spec) && held <= kHeldShare * spare) {
+    forecast.held_input_bytes = held;
+    forecast.peak_memory_bytes += held;
+  }
   const SensitivityPlan plan = plan_sensitivity(options.recipe, spec, data.sequences);
   const SensitivityCost sensitivity =
       sensitivity_cost(plan, spec, data.length, forecast.available_memory_bytes);
@@ -217,8 +230,9 @@ QuantizeForecast make_forecast(const QuantizeOptions& options, const Checkpoint&
   const Rates rates = measure(checkpoint, data, pool);
   const auto layers = static_cast<double>(spec.layers);
   if (recipe_needs_statistics(options.recipe, spec)) {
+    const double forwards = forecast.held_input_bytes > 0 ? kForwardsWithHeldInputs : kForwardsPerBlock;
     forecast.seconds = tokens * layers *
-                           (streams * kForwardsPerBlock * rates.forward_seconds_per_token +
+                           (streams * forwards * rates.forward_seconds_per_token +
                             // Cross moments have no symmetry to save half of them.
                             (with_float_stream ? 3 : 1) * rates.statistics_seconds_per_token) +
                        solver_operations / rates.flops;

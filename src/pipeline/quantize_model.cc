@@ -243,6 +243,7 @@ QuantizeResult QuantizationRun::run() {
       {.stream = stream.get(),
        .float_stream = float_stream.get(),
        .sensitivity = sensitivity.get(),
+       .held_input_bytes = forecast.held_input_bytes,
        .sparse_outlier_ratios = find_sparse_outlier_ratios(checkpoint_, spec_, options_.recipe, pool_)},
       pool_);
   std::map<std::string, std::string> digests;  // of every written tensor, for --verify

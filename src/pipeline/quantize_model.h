@@ -36,6 +36,7 @@ struct QuantizeForecast {
   double source_bytes = 0;
   double bits_per_weight = 0;  // of the quantized linears
   double peak_memory_bytes = 0;
+  double held_input_bytes = 0;  // of it, inputs of linears that save running sub-layers twice; 0: no room
   double available_memory_bytes = 0;
   double free_disk_bytes = 0;
   double seconds = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/interrupt.h"
+#include "models/layers.h"
 
 namespace nibble {
 namespace {
@@ -45,6 +46,19 @@ void ResidualStream::run_batch(int64_t batch, const SubLayer& sublayer, const In
   const RunContext context = {
       .sequences = spans, .tokens = count * length_, .scratch = &scratch_, .pool = &pool};
   sublayer.forward(hidden_.mutable_data<float>() + first * length_ * hidden_size_, context, tap);
+}
+
+void ResidualStream::finish(const LinearGroup& last, const float* x, ThreadPool& pool) {
+  NIBBLE_CHECK(last.out_features() == hidden_size_);
+  for (int64_t batch = 0; batch < batches(); ++batch) {
+    throw_if_interrupted();
+    const int64_t first = batch * sequences_per_batch_ * length_;
+    const int64_t count = std::min(sequences_per_batch_ * length_, tokens() - first);
+    const Scratch::Frame frame(scratch_);
+    float* y = scratch_.take<float>(static_cast<size_t>(count * hidden_size_));
+    last.forward(x + first * last.in_features(), count, y, scratch_, pool);
+    add_to_residual(y, count * hidden_size_, hidden_.mutable_data<float>() + first * hidden_size_, pool);
+  }
 }
 
 }  // namespace nibble

@@ -23,6 +23,10 @@ class ResidualStream {
   void run(const SubLayer& sublayer, const InputTap* tap, ThreadPool& pool);
   // The same for one batch of sequences, of batches(): two streams over the same data have the same batches.
   void run_batch(int64_t batch, const SubLayer& sublayer, const InputTap* tap, ThreadPool& pool);
+  // The rest of a sub-layer that run() was stopped in at its last group, from that group's inputs x
+  // [tokens(), in_features]: the states take up its outputs. The same bits as running the sub-layer once
+  // more.
+  void finish(const LinearGroup& last, const float* x, ThreadPool& pool);
   int64_t batches() const { return (sequences_ + sequences_per_batch_ - 1) / sequences_per_batch_; }
   // Fresh caches for the next block: their memory is touched only for the layer that runs.
   void next_block(const Model& model);
