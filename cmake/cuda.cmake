@@ -1,5 +1,5 @@
 # NVIDIA GPUs. The program itself never needs CUDA to start: the runtime is linked statically and finds the driver when
-# first asked, cuBLASLt is opened by name. Without a CUDA compiler backend/cuda_absent.cc stands in.
+# first asked, cuBLASLt is opened by name. Without a CUDA compiler the library nibble_cuda does not exist.
 set(NIBBLE_CUDA AUTO CACHE STRING "Build the GPU kernels: AUTO (where nvcc is found), ON or OFF")
 set_property(CACHE NIBBLE_CUDA PROPERTY STRINGS AUTO ON OFF)
 

@@ -10,6 +10,7 @@
 #include "backend/cuda/device.h"
 #include "base/half.h"
 #include "cases/linear_cases.h"
+#include "cuda/gpu.h"
 #include "formats/group_int/cuda/decode_layout.h"
 
 namespace nibble::group_int_cuda {
@@ -23,11 +24,7 @@ struct Case {
 class Decode : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-      cudaGetLastError();
-      GTEST_SKIP() << "no NVIDIA GPU or driver";
-    }
+    if (const std::string problem = gpu_problem(); !problem.empty()) GTEST_SKIP() << problem;
   }
 };
 

@@ -8,6 +8,7 @@
 #include "backend/cuda/device.h"
 #include "base/half.h"
 #include "cases/linear_cases.h"
+#include "cuda/gpu.h"
 #include "formats/quik/cuda/product.h"
 
 namespace nibble::quik_cuda {
@@ -37,11 +38,7 @@ int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit 
 class QuikProduct : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-      cudaGetLastError();
-      GTEST_SKIP() << "no NVIDIA GPU or driver";
-    }
+    if (const std::string problem = gpu_problem(); !problem.empty()) GTEST_SKIP() << problem;
   }
 };
 

@@ -20,6 +20,30 @@ namespace quik {
 
 extern const LinearKernel kAmxKernel, kAvx512VnniKernel, kAvxVnniKernel, kAvx2Kernel, kReferenceKernel;
 
+std::string arithmetic(const PackedLinear& linear) {
+  return format_text("int{}xint{}->int32", linear.parameter("weight_bits", 0),
+                     linear.parameter("activation_bits", 0));
+}
+
+int code_bits(const PackedLinear& linear) { return static_cast<int>(linear.parameter("weight_bits", 0)); }
+
+std::map<int, double> multiply_adds(const PackedLinear& linear) {
+  const int64_t outliers = linear.parameter("outlier_columns", 0);
+  const double n = static_cast<double>(linear.out_features);
+  std::map<int, double> counts = {
+      {code_bits(linear), n * static_cast<double>(linear.in_features - outliers)}};
+  if (outliers > 0) counts.emplace(16, n * static_cast<double>(outliers));
+  return counts;
+}
+
+bool can_fuse(const PackedLinear& a, const PackedLinear& b) {
+  if (a.format != b.format || a.in_features != b.in_features || a.parameters != b.parameters) return false;
+  const Tensor& left = *a.find("outlier_columns");
+  const Tensor& right = *b.find("outlier_columns");
+  return left.bytes() == right.bytes() &&
+         (left.bytes() == 0 || std::memcmp(left.raw(), right.raw(), left.bytes()) == 0);
+}
+
 namespace {
 
 bool known_bits(int64_t bits) { return bits == 4 || bits == 8; }
@@ -204,30 +228,6 @@ void dequantize_rows(const PackedLinear& linear, int64_t first, int64_t count, f
 
 void dequantize(const PackedLinear& linear, float* weight) {
   dequantize_rows(linear, 0, linear.out_features, weight);
-}
-
-std::string arithmetic(const PackedLinear& linear) {
-  return format_text("int{}xint{}->int32", linear.parameter("weight_bits", 0),
-                     linear.parameter("activation_bits", 0));
-}
-
-int code_bits(const PackedLinear& linear) { return static_cast<int>(linear.parameter("weight_bits", 0)); }
-
-std::map<int, double> multiply_adds(const PackedLinear& linear) {
-  const int64_t outliers = linear.parameter("outlier_columns", 0);
-  const double n = static_cast<double>(linear.out_features);
-  std::map<int, double> counts = {
-      {code_bits(linear), n * static_cast<double>(linear.in_features - outliers)}};
-  if (outliers > 0) counts.emplace(16, n * static_cast<double>(outliers));
-  return counts;
-}
-
-bool can_fuse(const PackedLinear& a, const PackedLinear& b) {
-  if (a.format != b.format || a.in_features != b.in_features || a.parameters != b.parameters) return false;
-  const Tensor& left = *a.find("outlier_columns");
-  const Tensor& right = *b.find("outlier_columns");
-  return left.bytes() == right.bytes() &&
-         (left.bytes() == 0 || std::memcmp(left.raw(), right.raw(), left.bytes()) == 0);
 }
 
 // Fastest first.

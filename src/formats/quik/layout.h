@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "formats/format.h"
@@ -41,6 +43,14 @@ TokenRange quantize_token(const float* x, std::span<const int32_t> columns, int 
 int64_t packed_row_bytes(int64_t k_int, int weight_bits);
 // Packs the codes of one row ([k_int] -> [packed_row_bytes]).
 void pack_row(const int8_t* codes, int64_t k_int, int weight_bits, uint8_t* packed);
+
+// What format rows say of a linear with the parameters and outlier columns of this folder's README;
+// quik_sparse has them too. Linears fuse when they share their input's outlier columns, whatever the order of
+// the others.
+std::string arithmetic(const PackedLinear& linear);
+int code_bits(const PackedLinear& linear);
+std::map<int, double> multiply_adds(const PackedLinear& linear);
+bool can_fuse(const PackedLinear& a, const PackedLinear& b);
 
 // Reads a linear that validate() accepted.
 Layout read_layout(const PackedLinear& linear);

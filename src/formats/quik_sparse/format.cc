@@ -261,31 +261,6 @@ void dequantize(const PackedLinear& linear, float* weight) {
   dequantize_rows(linear, 0, linear.out_features, weight);
 }
 
-std::string arithmetic(const PackedLinear& linear) {
-  return format_text("int{}xint{}->int32", linear.parameter("weight_bits", 0),
-                     linear.parameter("activation_bits", 0));
-}
-
-int code_bits(const PackedLinear& linear) { return static_cast<int>(linear.parameter("weight_bits", 0)); }
-
-std::map<int, double> multiply_adds(const PackedLinear& linear) {
-  const int64_t outliers = linear.parameter("outlier_columns", 0);
-  const double n = static_cast<double>(linear.out_features);
-  std::map<int, double> counts = {
-      {code_bits(linear), n * static_cast<double>(linear.in_features - outliers)}};
-  if (outliers > 0) counts.emplace(16, n * static_cast<double>(outliers));
-  return counts;
-}
-
-bool can_fuse(const PackedLinear& a, const PackedLinear& b) {
-  if (a.format != b.format || a.in_features != b.in_features || a.parameters != b.parameters) return false;
-  // The order of integer columns is not looked at by fused kernels, but the outlier columns are shared.
-  const Tensor& left = *a.find("outlier_columns");
-  const Tensor& right = *b.find("outlier_columns");
-  return left.bytes() == right.bytes() &&
-         (left.bytes() == 0 || std::memcmp(left.raw(), right.raw(), left.bytes()) == 0);
-}
-
 // Fastest first.
 constexpr std::array kKernels = {&kExpandedAmxKernel, &kExpandedAvx512VnniKernel, &kExpandedAvxVnniKernel,
                                  &kExpandedAvx2Kernel, &kReferenceKernel};
@@ -300,10 +275,10 @@ const LinearFormat kQuikSparseFormat = {
     .validate = quik_sparse::validate,
     .dequantize = quik_sparse::dequantize,
     .dequantize_rows = quik_sparse::dequantize_rows,
-    .arithmetic = quik_sparse::arithmetic,
-    .code_bits = quik_sparse::code_bits,
-    .multiply_adds = quik_sparse::multiply_adds,
-    .can_fuse = quik_sparse::can_fuse,
+    .arithmetic = quik::arithmetic,
+    .code_bits = quik::code_bits,
+    .multiply_adds = quik::multiply_adds,
+    .can_fuse = quik::can_fuse,
     .kernels = quik_sparse::kKernels,
 };
 
