@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -86,16 +87,17 @@ Rates measure(const Checkpoint& checkpoint, const CalibrationData& data, ThreadP
   return rates;
 }
 
+LinearRole first_with_input_of(LinearRole role) {
+  const bool first = role == LinearRole::kKey || role == LinearRole::kValue;
+  return first ? LinearRole::kQuery : role == LinearRole::kUp ? LinearRole::kGate : role;
+}
+
 // Linears with one input share what a transform does to it.
 void check_groups(const Recipe& recipe, const std::vector<LinearInfo>& linears) {
-  const auto input_of = [](LinearRole role) {
-    const bool first = role == LinearRole::kKey || role == LinearRole::kValue;
-    return first ? LinearRole::kQuery : role == LinearRole::kUp ? LinearRole::kGate : role;
-  };
   const LinearInfo* before = nullptr;
   for (const LinearInfo& linear : linears) {
     if (before != nullptr && before->layer == linear.layer &&
-        input_of(before->role) == input_of(linear.role)) {
+        first_with_input_of(before->role) == first_with_input_of(linear.role)) {
       const LinearSettings one = recipe.settings_for(before->name, before->role);
       const LinearSettings other = recipe.settings_for(linear.name, linear.role);
       if (!one.same_transform(other)) {
@@ -109,6 +111,34 @@ void check_groups(const Recipe& recipe, const std::vector<LinearInfo>& linears) 
   }
 }
 
+// The linear whose rows take factors up that a transform moves away from the input of `role`'s group, when
+// no norm stands in front of it.
+std::optional<LinearRole> folded_into(LinearRole role) {
+  if (role == LinearRole::kAttentionOutput) return LinearRole::kValue;
+  if (role == LinearRole::kDown) return LinearRole::kUp;
+  return std::nullopt;
+}
+
+// Gradients of the loss are those by the checkpoint's weights, whose rows must not take factors up later.
+// (Columns that do: LinearSettings::check.)
+void check_gradients(const Recipe& recipe, const std::vector<LinearInfo>& linears) {
+  for (const LinearInfo& linear : linears) {
+    const LinearSettings settings = recipe.settings_for(linear.name, linear.role);
+    const std::optional<LinearRole> source = folded_into(linear.role);
+    if (settings.transform == "none" || !settings.fold_through_linear || !source.has_value()) continue;
+    for (const LinearInfo& other : linears) {
+      if (other.layer != linear.layer || other.role != *source) continue;
+      if (!calibration_needs(recipe.settings_for(other.name, other.role)).gradients()) continue;
+      fail(
+          "recipe '{}': {} is weighed by gradients of the loss, and transform \"{}\" of {} folds factors "
+          "into its "
+          "rows; expected fold_through_linear false, or a quantizer without gradients "
+          "(sensitivity=hessian_diagonal, lnq_hessian=plain)",
+          recipe.name, other.name, settings.transform, linear.name);
+    }
+  }
+}
+
 }  // namespace
 
 void check_recipe(const Recipe& recipe, const ModelSpec& spec) {
@@ -117,6 +147,7 @@ void check_recipe(const Recipe& recipe, const ModelSpec& spec) {
   for (const LinearInfo& linear : linears) names.emplace_back(linear.name, linear.role);
   recipe.check_all_match(names);
   check_groups(recipe, linears);
+  check_gradients(recipe, linears);
   for (const LinearInfo& linear : linears) {
     const LinearSettings settings = recipe.settings_for(linear.name, linear.role);
     if (find_format(settings.format) == nullptr) {

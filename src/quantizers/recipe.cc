@@ -412,10 +412,11 @@ void LinearSettings::check(const std::string& source) const {
   if (static_limit > per_token_limit) {
     fail("{}: static_limit {} is above per_token_limit {}", source, static_limit, per_token_limit);
   }
-  if (transform != "none" && find_quantizer(quantizer).needs(*this).sensitivity) {
+  if (transform != "none" && find_quantizer(quantizer).needs(*this).gradients()) {
     fail(
-        "{}: transform \"{}\" with quantizer \"{}\", whose sensitivities are those of the weights as they "
-        "were",
+        "{}: transform \"{}\" with quantizer \"{}\" by gradients of the loss, which are those by the weights "
+        "as they "
+        "were; expected transform \"none\", or sensitivity \"hessian_diagonal\" and lnq_hessian \"plain\"",
         source, transform, quantizer);
   }
   if (const Transform* chosen = find_transform(transform);

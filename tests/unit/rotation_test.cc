@@ -231,6 +231,23 @@ TEST(Rotation, OfInputsLeavesTheStream) {
   EXPECT_LT(turned, 54);
 }
 
+// A factor in front of a rotation that runs with the model would no longer be one behind it.
+TEST(Rotation, AtRunTimeLetsNoFactorsThrough) {
+  const Checkpoint rotated = rotate_checkpoint(Checkpoint::open(fixture("tiny/qwen2")),
+                                               {.hidden = HiddenRotation::kInputs, .seed = 7});
+  ThreadPool pool(1);
+  const std::unique_ptr<Model> model = Model::load(rotated, pool);
+  for (Block& block : model->blocks()) {
+    for (const auto& sublayer : block.sublayers) {
+      for (LinearGroup* group : sublayer->groups()) {
+        EXPECT_EQ(sublayer->norm_before(*group), nullptr) << group->input_name();
+        if (group->slots().front().role != LinearRole::kDown) continue;
+        EXPECT_EQ(sublayer->linear_before(*group).group, nullptr);
+      }
+    }
+  }
+}
+
 // Balancing gives each channel and the column behind it the same size, up to one factor for all.
 TEST(Rotation, BalancedChannels) {
   const Checkpoint source = Checkpoint::open(fixture("tiny/llama"));
