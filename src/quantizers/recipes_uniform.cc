@@ -63,7 +63,8 @@ const std::string_view kRtnW4A16 = R"({
     "format": "group_int",
     "weight_bits": 4,
     "activation_bits": 16,
-    "group_size": 128
+    "group_size": 128,
+    "fit_groups": true
   }
 })";
 
@@ -88,6 +89,7 @@ const std::string_view kGptqW4A16 = R"({
     "weight_bits": 4,
     "activation_bits": 16,
     "group_size": 128,
+    "fit_groups": true,
     "column_order": "descending"
   }
 })";
