@@ -14,7 +14,7 @@ SmolLM2 is read from $NIBBLE_SMOLLM2 or models/ (scripts/fetch_smollm2.sh gets i
 
 import argparse
 import json
-import os
+import re
 import statistics
 import subprocess
 import sys
@@ -34,14 +34,26 @@ COSTS = [("quik-4b", "calibration_seconds", 2.5, "forwards"),
 
 
 def run(arguments):
-    """JSON of `nibble ARGUMENTS --json`, seconds of the process, and its peak memory in bytes."""
+    """JSON of `nibble ARGUMENTS --json`, seconds of the process, and the most memory it held in bytes.
+
+    Memory is sampled every 10 ms and leaves out pages of mapped files, which the system may drop.
+    """
     started = time.monotonic()
     process = subprocess.Popen([str(a) for a in [PROGRAM, *arguments, "--json"]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status) != 0:
-        raise measure.CommandFailed(f"nibble {' '.join(map(str, arguments))} ended with {os.waitstatus_to_exitcode(status)}")
-    return json.loads(output), time.monotonic() - started, 1024 * usage.ru_maxrss
+    peak = 0
+    while process.poll() is None:
+        match = re.search(r"RssAnon:\s*(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        peak = max(peak, 1024 * int(match.group(1)) if match else 0)
+        time.sleep(0.01)
+    if process.returncode != 0:
+        raise measure.CommandFailed(f"nibble {' '.join(map(str, arguments))} ended with {process.returncode}")
+    return json.loads(process.stdout.read()), time.monotonic() - started, peak
+
+
+def shown(argument, output):
+    if argument == output:
+        return "OUT"
+    return measure.relative(argument) if isinstance(argument, Path) else str(argument)
 
 
 def forward_seconds(model, ids):
@@ -73,7 +85,7 @@ def main():
                 forecast = nibble(*[a for a in arguments if a not in ("--force",)], "--dry-run") if round_ == 0 else None
                 if forecast:
                     memory[recipe] = {"forecast": forecast["peak_memory_bytes"], "peak": peak}
-                    commands.append("build/nibble " + " ".join(measure.relative(a) if os.path.isabs(a) else str(a) for a in arguments))
+                    commands.append("build/nibble " + " ".join(shown(a, output) for a in arguments))
                 memory[recipe]["peak"] = max(memory[recipe]["peak"], peak)
                 print(f"round {round_ + 1}: {recipe}: {key} {result[key]:.1f}", file=sys.stderr)
     forward = statistics.median(forwards)

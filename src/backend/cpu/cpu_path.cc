@@ -103,6 +103,11 @@ CpuPath active_cpu_path() {
 
 bool cpu_path_enabled(CpuPath path) { return path <= active_cpu_path() && machine_has(path); }
 
+std::string cpu_path_refusal(CpuPath path) {
+  if (cpu_path_enabled(path)) return "";
+  return (machine_has(path) ? "NIBBLE_CPU excludes " : "needs ") + std::string(cpu_path_name(path));
+}
+
 std::string cpu_description() {
   std::ifstream info("/proc/cpuinfo");
   std::string line, model = "unknown processor";

@@ -27,6 +27,8 @@ CpuPath active_cpu_path();
 // Whether a kernel written for `path` may run in this process: the machine has it and it is not beyond the
 // active path.
 bool cpu_path_enabled(CpuPath path);
+// Empty when it is, else why not: "needs avx2", "NIBBLE_CPU excludes avx2".
+std::string cpu_path_refusal(CpuPath path);
 
 // Model name and relevant flags for `doctor` and benchmark files.
 std::string cpu_description();

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "formats/cpu_refusal.h"
 #include "kernels/gemm.h"
 
 namespace nibble {
@@ -45,12 +46,6 @@ class DenseOp final : public LinearOp {
 };
 
 template <CpuPath kPath>
-std::string refusal(const Problem&) {
-  if (cpu_path_enabled(kPath)) return "";
-  return format_text("needs {}", cpu_path_name(kPath));
-}
-
-template <CpuPath kPath>
 std::unique_ptr<LinearOp> prepare(std::span<const PackedLinear* const> linears, ThreadPool&) {
   const FloatKernels* kernels = float_kernels_for(kPath);
   NIBBLE_CHECK(kernels != nullptr);
@@ -59,10 +54,10 @@ std::unique_ptr<LinearOp> prepare(std::span<const PackedLinear* const> linears, 
 
 }  // namespace
 
-const LinearKernel kDenseAvx512 = {"dense-avx512", refusal<CpuPath::kAvx512Vnni>,
+const LinearKernel kDenseAvx512 = {"dense-avx512", cpu_refusal<CpuPath::kAvx512Vnni>,
                                    prepare<CpuPath::kAvx512Vnni>};
-const LinearKernel kDenseAvx2 = {"dense-avx2", refusal<CpuPath::kAvx2>, prepare<CpuPath::kAvx2>};
-const LinearKernel kDenseReference = {"dense-reference", refusal<CpuPath::kScalar>,
+const LinearKernel kDenseAvx2 = {"dense-avx2", cpu_refusal<CpuPath::kAvx2>, prepare<CpuPath::kAvx2>};
+const LinearKernel kDenseReference = {"dense-reference", cpu_refusal<CpuPath::kScalar>,
                                       prepare<CpuPath::kScalar>};
 
 }  // namespace nibble

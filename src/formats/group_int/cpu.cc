@@ -63,7 +63,7 @@ class TileOp final : public RowOp<GroupIntLayout> {
 
 // Empty, or why a kernel of `path` whose groups must be whole numbers of `granularity` columns cannot run it.
 std::string refusal(const Problem& problem, CpuPath path, int64_t granularity) {
-  if (!cpu_path_enabled(path)) return format_text("needs {}", cpu_path_name(path));
+  if (std::string reason = cpu_path_refusal(path); !reason.empty()) return reason;
   const GroupIntLayout layout = group_int_layout(*problem.linear);
   if (layout.groups > 1 && layout.group_size % granularity != 0) {
     return format_text("group size {} is no multiple of {}", layout.group_size, granularity);

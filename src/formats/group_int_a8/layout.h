@@ -36,11 +36,6 @@ struct Layout {
 };
 
 int64_t group_count(int64_t columns, int64_t group_size);
-// Bytes of one row of the tensor "codes".
-int64_t packed_row_bytes(int64_t k, int weight_bits);
-// Packs the codes of one row ([k] -> [packed_row_bytes]).
-void pack_row(const int8_t* codes, int64_t k, int weight_bits, uint8_t* packed);
-
 // Reads a linear that validate() accepted.
 Layout read_layout(const PackedLinear& linear);
 

@@ -5,19 +5,15 @@
 #include <cstring>
 #include <memory>
 
-#include "formats/format.h"
+#include "formats/cpu_refusal.h"
 #include "formats/group_int_a8/strips.h"
+#include "formats/strip_tasks.h"
 
 namespace nibble::group_int_a8 {
 
 extern const LinearKernel kAvx2Kernel, kAvxVnniKernel, kAvx512VnniKernel;
 
 namespace {
-
-// Activation codes of one chunk of tokens stay in the second-level cache while strips pass by.
-constexpr int64_t kChunkBytes = int64_t{1} << 20;
-// Less work than this is done before another thread has woken up.
-constexpr int64_t kInlineQuantize = 16384;
 
 class VectorOp final : public LinearOp {
  public:
@@ -64,43 +60,25 @@ class VectorOp final : public LinearOp {
     a.codes = scratch.take<int8_t>(count * static_cast<size_t>(w.steps * kStep));
     a.scales = scratch.take<float>(count);
     a.starts = scratch.take<int32_t>(count * static_cast<size_t>(w.groups));
-    if (tokens * w.k <= kInlineQuantize) {
-      isa_.quantize(w, x, a, 0, tokens);
-    } else {
-      const int64_t per_task = std::max<int64_t>(1, kInlineQuantize / w.k);
-      pool.parallel_for((tokens + per_task - 1) / per_task, [&](int64_t task, int) {
-        isa_.quantize(w, x, a, task * per_task, std::min(tokens, (task + 1) * per_task));
-      });
-    }
+    for_quantize_tasks(tokens, w.k, pool,
+                       [&](int64_t first, int64_t last, int) { isa_.quantize(w, x, a, first, last); });
     return a;
   }
 
   void multiply(const Activations& a, const Output& output, Scratch& scratch, ThreadPool& pool) const {
     const Weights& w = strips_.weights();
-    const int64_t chunk = std::max<int64_t>(64, kChunkBytes / (w.steps * kStep) / 32 * 32);
-    const int64_t chunks = (a.tokens + chunk - 1) / chunk;
-    // A few tasks per thread even out cores of different speed; a long run of strips per task lets
-    // prefetching work.
-    const int64_t strips_per_task = std::max<int64_t>(1, w.strips / (int64_t{pool.size()} * 6));
-    const int64_t tasks = (w.strips + strips_per_task - 1) / strips_per_task;
     const int64_t scratch_bytes = multiply_scratch_bytes(w, output.accumulators != nullptr);
     uint8_t* buffers = scratch.take<uint8_t>(static_cast<size_t>(pool.size() * scratch_bytes));
-    pool.parallel_for(tasks * chunks, [&](int64_t task, int thread) {
-      const int64_t first_strip = task % tasks * strips_per_task, first = task / tasks * chunk;
-      isa_.multiply(w, a, first_strip, std::min(w.strips, first_strip + strips_per_task), first,
-                    std::min(a.tokens, first + chunk), output, buffers + thread * scratch_bytes);
-    });
+    for_strip_tasks(w.strips, a.tokens, w.steps * kStep, pool,
+                    [&](int64_t first_strip, int64_t last_strip, int64_t first, int64_t last, int thread) {
+                      isa_.multiply(w, a, first_strip, last_strip, first, last, output,
+                                    buffers + thread * scratch_bytes);
+                    });
   }
 
   const IsaKernels& isa_;
   Strips strips_;
 };
-
-template <CpuPath kPath>
-std::string refusal(const Problem&) {
-  if (cpu_path_enabled(kPath)) return "";
-  return (machine_has(kPath) ? "NIBBLE_CPU excludes " : "needs ") + std::string(cpu_path_name(kPath));
-}
 
 template <const IsaKernels& kIsa>
 std::unique_ptr<LinearOp> prepare(std::span<const PackedLinear* const> linears, ThreadPool& pool) {
@@ -109,10 +87,10 @@ std::unique_ptr<LinearOp> prepare(std::span<const PackedLinear* const> linears, 
 
 }  // namespace
 
-const LinearKernel kAvx2Kernel = {"group_int_a8-avx2", refusal<CpuPath::kAvx2>, prepare<avx2::kKernels>};
-const LinearKernel kAvxVnniKernel = {"group_int_a8-avxvnni", refusal<CpuPath::kAvxVnni>,
+const LinearKernel kAvx2Kernel = {"group_int_a8-avx2", cpu_refusal<CpuPath::kAvx2>, prepare<avx2::kKernels>};
+const LinearKernel kAvxVnniKernel = {"group_int_a8-avxvnni", cpu_refusal<CpuPath::kAvxVnni>,
                                      prepare<avxvnni::kKernels>};
-const LinearKernel kAvx512VnniKernel = {"group_int_a8-avx512vnni", refusal<CpuPath::kAvx512Vnni>,
+const LinearKernel kAvx512VnniKernel = {"group_int_a8-avx512vnni", cpu_refusal<CpuPath::kAvx512Vnni>,
                                         prepare<avx512vnni::kKernels>};
 
 }  // namespace nibble::group_int_a8

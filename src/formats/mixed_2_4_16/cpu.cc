@@ -2,7 +2,7 @@
 // cpu_kernels.isa.cc.
 #include <algorithm>
 
-#include "formats/format.h"
+#include "formats/cpu_refusal.h"
 #include "formats/mixed_2_4_16/cpu_kernels.h"
 #include "formats/mixed_2_4_16/kernels.h"
 
@@ -162,11 +162,6 @@ class CpuOp final : public LinearOp {
   int64_t gemv_tiles_ = 1;  // per task
 };
 
-template <CpuPath kPath>
-std::string refusal(const Problem&) {
-  return cpu_path_enabled(kPath) ? std::string() : format_text("needs {}", cpu_path_name(kPath));
-}
-
 template <const MixedKernels& kKernels>
 std::unique_ptr<LinearOp> prepare(std::span<const PackedLinear* const> linears, ThreadPool&) {
   return std::make_unique<CpuOp>(linears, kKernels);
@@ -175,18 +170,19 @@ std::unique_ptr<LinearOp> prepare(std::span<const PackedLinear* const> linears, 
 }  // namespace
 
 const LinearKernel kMixedAvx512 = {.name = "mixed_2_4_16-avx512",
-                                   .refusal = refusal<CpuPath::kAvx512Vnni>,
+                                   .refusal = cpu_refusal<CpuPath::kAvx512Vnni>,
                                    .prepare = prepare<avx512vnni::kMixedKernels>};
 const LinearKernel kMixedAvxVnni = {.name = "mixed_2_4_16-avxvnni",
-                                    .refusal = refusal<CpuPath::kAvxVnni>,
+                                    .refusal = cpu_refusal<CpuPath::kAvxVnni>,
                                     .prepare = prepare<avxvnni::kMixedKernels>};
-const LinearKernel kMixedAvx2 = {
-    .name = "mixed_2_4_16-avx2", .refusal = refusal<CpuPath::kAvx2>, .prepare = prepare<avx2::kMixedKernels>};
+const LinearKernel kMixedAvx2 = {.name = "mixed_2_4_16-avx2",
+                                 .refusal = cpu_refusal<CpuPath::kAvx2>,
+                                 .prepare = prepare<avx2::kMixedKernels>};
 const LinearKernel kMixedAvx512Sync = {.name = "mixed_2_4_16-avx512-sync",
-                                       .refusal = refusal<CpuPath::kAvx512Vnni>,
+                                       .refusal = cpu_refusal<CpuPath::kAvx512Vnni>,
                                        .prepare = prepare<avx512vnni::kMixedSyncKernels>};
 const LinearKernel kMixedAvx2Sync = {.name = "mixed_2_4_16-avx2-sync",
-                                     .refusal = refusal<CpuPath::kAvx2>,
+                                     .refusal = cpu_refusal<CpuPath::kAvx2>,
                                      .prepare = prepare<avx2::kMixedSyncKernels>};
 
 }  // namespace nibble

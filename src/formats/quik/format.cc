@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "formats/quik/layout.h"
+#include "formats/signed_codes.h"
 
 namespace nibble {
 

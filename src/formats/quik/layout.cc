@@ -4,46 +4,11 @@
 #include <cstring>
 #include <limits>
 
+#include "formats/signed_codes.h"
+
 namespace nibble::quik {
-namespace {
-
-// Tensors of a mapped file may stand at any address, hence the copy.
-template <typename T>
-std::vector<T> values_of(const Tensor& tensor) {
-  std::vector<T> values(static_cast<size_t>(tensor.elements()));
-  if (!values.empty()) std::memcpy(values.data(), tensor.raw(), values.size() * sizeof(T));
-  return values;
-}
-
-int8_t signed_nibble(uint8_t bits) { return static_cast<int8_t>(static_cast<int8_t>(bits << 4) >> 4); }
-
-}  // namespace
-
-int64_t packed_row_bytes(int64_t k_int, int weight_bits) {
-  return weight_bits == 4 ? (k_int + 1) / 2 : k_int;
-}
-
-void pack_row(const int8_t* codes, int64_t k_int, int weight_bits, uint8_t* packed) {
-  if (weight_bits == 8) {
-    std::memcpy(packed, codes, static_cast<size_t>(k_int));
-    return;
-  }
-  for (int64_t j = 0; j < k_int; j += 2) {
-    const int low = codes[j] & 0xf;
-    const int high = j + 1 < k_int ? codes[j + 1] & 0xf : 0;
-    packed[j / 2] = static_cast<uint8_t>(low | (high << 4));
-  }
-}
-
 void Layout::unpack_row(int64_t row, int8_t* out) const {
-  const uint8_t* packed = codes + row * code_row_bytes;
-  if (weight_bits == 8) {
-    std::memcpy(out, packed, static_cast<size_t>(k_int));
-    return;
-  }
-  for (int64_t j = 0; j < k_int; ++j) {
-    out[j] = signed_nibble(static_cast<uint8_t>(packed[j / 2] >> (j % 2 * 4)));
-  }
+  nibble::unpack_row(codes + row * code_row_bytes, k_int, weight_bits, out);
 }
 
 TokenRange quantize_token(const float* x, std::span<const int32_t> columns, int activation_bits,

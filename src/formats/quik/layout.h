@@ -39,11 +39,6 @@ struct TokenRange {
 TokenRange quantize_token(const float* x, std::span<const int32_t> columns, int activation_bits,
                           uint8_t* codes);
 
-// Bytes of one row of the tensor "codes".
-int64_t packed_row_bytes(int64_t k_int, int weight_bits);
-// Packs the codes of one row ([k_int] -> [packed_row_bytes]).
-void pack_row(const int8_t* codes, int64_t k_int, int weight_bits, uint8_t* packed);
-
 // What format rows say of a linear with the parameters and outlier columns of this folder's README;
 // quik_sparse has them too. Linears fuse when they share their input's outlier columns, whatever the order of
 // the others.

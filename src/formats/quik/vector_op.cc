@@ -5,8 +5,9 @@
 #include <cstring>
 #include <memory>
 
-#include "formats/format.h"
+#include "formats/cpu_refusal.h"
 #include "formats/quik/strips.h"
+#include "formats/strip_tasks.h"
 
 namespace nibble::quik {
 
@@ -14,10 +15,6 @@ extern const LinearKernel kAvx2Kernel, kAvxVnniKernel, kAvx512VnniKernel, kAmxKe
 
 namespace {
 
-// Activation codes of one chunk of tokens stay in the second-level cache while strips pass by.
-constexpr int64_t kChunkBytes = int64_t{1} << 20;
-// Less work than this is done before another thread has woken up.
-constexpr int64_t kInlineQuantize = 16384;
 // Splitting x of outlier columns in two bf16 numbers costs 2^-17 of a product; the format allows 4 k 2^-24.
 constexpr int64_t kTileMinColumns = 64;
 
@@ -75,45 +72,26 @@ class VectorOp final : public LinearOp {
     }
     const int64_t row_floats = quantize_scratch_floats(w);
     float* rows = scratch.take<float>(static_cast<size_t>(pool.size() * row_floats));
-    if (tokens * w.k <= kInlineQuantize) {
-      isa_.quantize(w, x, a, 0, tokens, rows);
-    } else {
-      const int64_t per_task = std::max<int64_t>(1, kInlineQuantize / w.k);
-      pool.parallel_for((tokens + per_task - 1) / per_task, [&](int64_t task, int thread) {
-        isa_.quantize(w, x, a, task * per_task, std::min(tokens, (task + 1) * per_task),
-                      rows + thread * row_floats);
-      });
-    }
+    for_quantize_tasks(tokens, w.k, pool, [&](int64_t first, int64_t last, int thread) {
+      isa_.quantize(w, x, a, first, last, rows + thread * row_floats);
+    });
     return a;
   }
 
   void multiply(const Activations& a, const Output& output, Scratch& scratch, ThreadPool& pool) const {
     const Weights& w = strips_.weights();
-    const int64_t code_bytes = w.blocks * kBlockColumns;
-    const int64_t chunk = std::max<int64_t>(64, kChunkBytes / code_bytes / 32 * 32);
-    const int64_t chunks = (a.tokens + chunk - 1) / chunk;
-    // A few tasks per thread even out cores of different speed; a long run of strips per task lets
-    // prefetching work.
-    const int64_t strips_per_task = std::max<int64_t>(1, w.strips / (int64_t{pool.size()} * 6));
-    const int64_t tasks = (w.strips + strips_per_task - 1) / strips_per_task;
     const int64_t scratch_bytes = multiply_scratch_bytes(w);
     uint8_t* buffers = scratch.take<uint8_t>(static_cast<size_t>(pool.size() * scratch_bytes));
-    pool.parallel_for(tasks * chunks, [&](int64_t task, int thread) {
-      const int64_t first_strip = task % tasks * strips_per_task, first = task / tasks * chunk;
-      isa_.multiply(w, a, first_strip, std::min(w.strips, first_strip + strips_per_task), first,
-                    std::min(a.tokens, first + chunk), output, buffers + thread * scratch_bytes);
-    });
+    for_strip_tasks(w.strips, a.tokens, w.blocks * kBlockColumns, pool,
+                    [&](int64_t first_strip, int64_t last_strip, int64_t first, int64_t last, int thread) {
+                      isa_.multiply(w, a, first_strip, last_strip, first, last, output,
+                                    buffers + thread * scratch_bytes);
+                    });
   }
 
   const IsaKernels& isa_;
   Strips strips_;
 };
-
-template <CpuPath kPath>
-std::string refusal(const Problem&) {
-  if (cpu_path_enabled(kPath)) return "";
-  return (machine_has(kPath) ? "NIBBLE_CPU excludes " : "needs ") + std::string(cpu_path_name(kPath));
-}
 
 template <const IsaKernels& kIsa>
 std::unique_ptr<LinearOp> prepare(std::span<const PackedLinear* const> linears, ThreadPool& pool) {
@@ -122,10 +100,11 @@ std::unique_ptr<LinearOp> prepare(std::span<const PackedLinear* const> linears, 
 
 }  // namespace
 
-const LinearKernel kAvx2Kernel = {"quik-avx2", refusal<CpuPath::kAvx2>, prepare<avx2::kKernels>};
-const LinearKernel kAvxVnniKernel = {"quik-avxvnni", refusal<CpuPath::kAvxVnni>, prepare<avxvnni::kKernels>};
-const LinearKernel kAvx512VnniKernel = {"quik-avx512vnni", refusal<CpuPath::kAvx512Vnni>,
+const LinearKernel kAvx2Kernel = {"quik-avx2", cpu_refusal<CpuPath::kAvx2>, prepare<avx2::kKernels>};
+const LinearKernel kAvxVnniKernel = {"quik-avxvnni", cpu_refusal<CpuPath::kAvxVnni>,
+                                     prepare<avxvnni::kKernels>};
+const LinearKernel kAvx512VnniKernel = {"quik-avx512vnni", cpu_refusal<CpuPath::kAvx512Vnni>,
                                         prepare<avx512vnni::kKernels>};
-const LinearKernel kAmxKernel = {"quik-amx", refusal<CpuPath::kAmx>, prepare<amx::kKernels>};
+const LinearKernel kAmxKernel = {"quik-amx", cpu_refusal<CpuPath::kAmx>, prepare<amx::kKernels>};
 
 }  // namespace nibble::quik

@@ -5,6 +5,7 @@
 
 #include "formats/quik/layout.h"
 #include "formats/quik_sparse/layout.h"
+#include "formats/signed_codes.h"
 
 namespace nibble {
 
@@ -35,7 +36,7 @@ PackedLinear expand(const PackedLinear& linear, ThreadPool& pool) {
       dense.tensors.emplace(suffix, tensor);
     }
   }
-  const int64_t row_bytes = quik::packed_row_bytes(layout.k_int, layout.weight_bits);
+  const int64_t row_bytes = packed_row_bytes(layout.k_int, layout.weight_bits);
   Tensor codes = Tensor::empty(layout.weight_bits == 4 ? DType::kU8 : DType::kI8, {layout.n, row_bytes});
   auto* packed = reinterpret_cast<uint8_t*>(codes.mutable_raw());
   constexpr int64_t kRowsPerTask = 16;
@@ -44,7 +45,7 @@ PackedLinear expand(const PackedLinear& linear, ThreadPool& pool) {
     const int64_t end = std::min(layout.n, (task + 1) * kRowsPerTask);
     for (int64_t row = task * kRowsPerTask; row < end; ++row) {
       layout.unpack_row(row, row_codes.data());
-      quik::pack_row(row_codes.data(), layout.k_int, layout.weight_bits, packed + row * row_bytes);
+      nibble::pack_row(row_codes.data(), layout.k_int, layout.weight_bits, packed + row * row_bytes);
     }
   });
   dense.tensors.emplace("codes", std::move(codes));

@@ -3,16 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "formats/signed_codes.h"
+
 namespace nibble::quik_sparse {
 namespace {
-
-// Tensors of a mapped file may stand at any address, hence the copy.
-template <typename T>
-std::vector<T> values_of(const Tensor& tensor) {
-  std::vector<T> values(static_cast<size_t>(tensor.elements()));
-  if (!values.empty()) std::memcpy(values.data(), tensor.raw(), values.size() * sizeof(T));
-  return values;
-}
 
 int32_t signed_nibble(int bits) { return (bits & 15) - ((bits & 8) << 1); }
 
