@@ -25,6 +25,7 @@ set(NIBBLE_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi2)
 set(NIBBLE_ISA_FLAGS_avxvnni ${NIBBLE_ISA_FLAGS_avx2} -mavxvnni)
 set(NIBBLE_ISA_FLAGS_avx512vnni ${NIBBLE_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
                                 -mprefer-vector-width=512)
+set(NIBBLE_ISA_FLAGS_avx512vbmi ${NIBBLE_ISA_FLAGS_avx512vnni} -mavx512vbmi)
 set(NIBBLE_ISA_FLAGS_amx ${NIBBLE_ISA_FLAGS_avx512vnni} -mamx-tile -mamx-int8 -mamx-bf16)
 
 # nibble_isa_objects(formats quik/cpu_kernels.isa.cc avx2 avx512vnni):

@@ -1,5 +1,5 @@
-// Signed codes of 4 or 8 bits in rows of bytes, as quik and group_int_a8 store them: with 4 bits two to a byte, the
-// earlier column in the low nibble and 0 after the last one; with 8 bits one each.
+// Signed codes of 4 or 8 bits in rows of bytes, as quik and group_int_a8 store them: with 4 bits two to a
+// byte, the earlier column in the low nibble and 0 after the last one; with 8 bits one each.
 #pragma once
 
 #include <cstdint>

@@ -262,9 +262,10 @@ TEST(GroupInt, ExtremeActivations) {
 
 TEST(GroupInt, KernelsOfThisMachineAreTested) {
   const PackedLinear packed =
-      kGroupIntFormat.pack(make_weight({4, 64, 32}, 4, Zeros::kNone, false, 1), "layer");
+      kGroupIntFormat.pack(make_weight({4, 256, 128}, 4, Zeros::kNone, false, 1), "layer");
   size_t expected = 1;
   if (cpu_path_enabled(CpuPath::kAvx2)) ++expected;
+  if (cpu_path_enabled(CpuPath::kAvx512Vbmi)) ++expected;
   if (cpu_path_enabled(CpuPath::kAvx512Vnni)) ++expected;
   if (cpu_path_enabled(CpuPath::kAmx)) ++expected;
   EXPECT_EQ(kernels_for(packed).size(), expected);

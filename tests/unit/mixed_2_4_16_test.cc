@@ -130,6 +130,14 @@ TEST(Mixed2416, MultiplyAddsCountRealColumns) {
   const auto adds = kMixed2416Format.multiply_adds(kMixed2416Format.pack(weight, "layer"));
   EXPECT_EQ(adds.count(4) ? adds.at(4) : 0, 3.0 * static_cast<double>(wide));
   EXPECT_EQ(adds.at(2), 3.0 * static_cast<double>(70 - wide));
+  EXPECT_EQ(adds.count(16), 0u);
+
+  const QuantizedWeight outliers = make_mixed_weight({16, 128, 0, 1}, 0.05);
+  const auto count = static_cast<double>(outliers.sparse.columns.size());
+  ASSERT_GT(count, 0);
+  const auto with = kMixed2416Format.multiply_adds(kMixed2416Format.pack(outliers, "layer"));
+  EXPECT_EQ(with.at(16), count);
+  EXPECT_EQ(with.at(2) + with.at(4) + with.at(16), 16.0 * 128.0);
 }
 
 // Every vector kernel sums a few tokens in the same order with the same roundings, whatever its instruction

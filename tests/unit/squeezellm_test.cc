@@ -206,8 +206,9 @@ std::vector<const LinearKernel*> kernels_for(const PackedLinear& linear) {
 }
 
 TEST(Squeezellm, KernelsOfThisMachineAreTested) {
-  const PackedLinear packed = kSqueezellmFormat.pack(make_weight(4, 64, 4, 0, 1), "layer");
+  const PackedLinear packed = kSqueezellmFormat.pack(make_weight(4, 256, 4, 0, 1), "layer");
   size_t expected = 1;
+  if (cpu_path_enabled(CpuPath::kAvx512Vbmi)) ++expected;
   if (cpu_path_enabled(CpuPath::kAvx2)) ++expected;
   if (cpu_path_enabled(CpuPath::kAvx512Vnni)) ++expected;
   EXPECT_EQ(kernels_for(packed).size(), expected);
@@ -220,7 +221,7 @@ TEST(Squeezellm, EveryShareOfSparseValuesMatchesPlainLoops) {
   std::mt19937 random(5);
   std::normal_distribution<float> normal;
   for (const double share : {0.0, 0.004, 0.3, 1.0}) {
-    for (const int64_t k : {1, 15, 56, 88, 136, 256, 265, 641, 1290}) {
+    for (const int64_t k : {1, 15, 56, 88, 136, 256, 265, 641, 768, 1280, 1290}) {
       for (const int bits : {2, 3, 4}) {
         const int64_t n = 13;
         const QuantizedWeight weight = make_weight(n, k, bits, share, static_cast<unsigned>(k + bits));

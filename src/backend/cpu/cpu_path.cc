@@ -16,7 +16,7 @@ namespace nibble {
 namespace {
 
 struct CpuFeatures {
-  bool avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
+  bool avx2 = false, avxvnni = false, avx512vnni = false, avx512vbmi = false, amx = false;
 };
 
 #if defined(__x86_64__)
@@ -42,9 +42,10 @@ CpuFeatures detect() {
   features.avx2 = os_ymm && fma && f16c && avx2 && bmi2;
   const bool f = (b7 >> 16) & 1, dq = (b7 >> 17) & 1, bw = (b7 >> 30) & 1, vl = (b7 >> 31) & 1;
   features.avx512vnni = features.avx2 && os_zmm && f && dq && bw && vl && ((c7 >> 11) & 1);
+  features.avx512vbmi = features.avx512vnni && ((c7 >> 1) & 1);
   const bool amx_tiles = os_tiles && ((d7 >> 24) & 1) && ((d7 >> 25) & 1);
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) features.avxvnni = features.avx2 && ((a >> 4) & 1);
-  if (features.avx512vnni && amx_tiles) {
+  if (features.avx512vbmi && amx_tiles) {
     // Linux hands out tile state on request only (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
     features.amx = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
   }
@@ -62,7 +63,8 @@ const CpuFeatures& features() {
 }  // namespace
 
 std::string_view cpu_path_name(CpuPath path) noexcept {
-  static constexpr std::string_view kNames[] = {"scalar", "avx2", "avxvnni", "avx512vnni", "amx"};
+  static constexpr std::string_view kNames[] = {"scalar",     "avx2",       "avxvnni",
+                                                "avx512vnni", "avx512vbmi", "amx"};
   return kNames[static_cast<int>(path)];
 }
 
@@ -76,6 +78,8 @@ bool machine_has(CpuPath path) {
       return features().avxvnni;
     case CpuPath::kAvx512Vnni:
       return features().avx512vnni;
+    case CpuPath::kAvx512Vbmi:
+      return features().avx512vbmi;
     case CpuPath::kAmx:
       return features().amx;
   }
@@ -90,7 +94,7 @@ CpuPath active_cpu_path() {
         if (!machine_has(path)) fail("NIBBLE_CPU={}: this machine has no {}", forced, forced);
         return path;
       }
-      fail("NIBBLE_CPU={}: expected scalar, avx2, avxvnni, avx512vnni or amx", forced);
+      fail("NIBBLE_CPU={}: expected scalar, avx2, avxvnni, avx512vnni, avx512vbmi or amx", forced);
     }
     CpuPath best = CpuPath::kScalar;
     for (const CpuPath path : kAllCpuPaths) {

@@ -8,13 +8,13 @@
 namespace nibble {
 
 // Ordered: a machine that has a path has all earlier ones, except that avx512vnni does not imply avxvnni.
-enum class CpuPath { kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kAmx };
+enum class CpuPath { kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kAvx512Vbmi, kAmx };
 
-inline constexpr std::array kAllCpuPaths = {CpuPath::kScalar, CpuPath::kAvx2, CpuPath::kAvxVnni,
-                                            CpuPath::kAvx512Vnni, CpuPath::kAmx};
+inline constexpr std::array kAllCpuPaths = {CpuPath::kScalar,     CpuPath::kAvx2,       CpuPath::kAvxVnni,
+                                            CpuPath::kAvx512Vnni, CpuPath::kAvx512Vbmi, CpuPath::kAmx};
 
 std::string_view cpu_path_name(
-    CpuPath path) noexcept;  // as in NIBBLE_CPU: scalar avx2 avxvnni avx512vnni amx
+    CpuPath path) noexcept;  // as in NIBBLE_CPU: scalar avx2 avxvnni avx512vnni avx512vbmi amx
 
 // Whether processor and operating system offer the instructions of `path` (amx also asks the kernel for
 // permission).

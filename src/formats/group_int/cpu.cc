@@ -20,8 +20,8 @@ constexpr int64_t kTileTaskTokens = 256;
 class TileOp final : public RowOp<GroupIntLayout> {
  public:
   TileOp(std::span<const PackedLinear* const> linears, const GroupIntKernels& kernels,
-         const GroupIntTileKernels& tiles)
-      : RowOp(linears, kernels, group_int_layout), tiles_(tiles) {}
+         const GroupIntTileKernels& tiles, const IntegerKernels<GroupIntLayout>* integers)
+      : RowOp(linears, kernels, group_int_layout, integers), tiles_(tiles) {}
 
   void forward(const float* x, int64_t tokens, float* y, int64_t y_stride, Scratch& scratch,
                ThreadPool& pool) const override {
@@ -71,6 +71,18 @@ std::string refusal(const Problem& problem, CpuPath path, int64_t granularity) {
   return {};
 }
 
+std::string refusal_vbmi(const Problem& problem) {
+  std::string reason = refusal(problem, CpuPath::kAvx512Vbmi, kGroupIntUnit);
+  const GroupIntLayout layout = group_int_layout(*problem.linear);
+  if (reason.empty() && avx512vbmi::kGroupIntIntegerKernels.segment(layout) == 0) {
+    return format_text(
+        "{} bits in groups of {} of {} in-features: no whole loads of codes (128 columns at 4 bits, 64 at 3, "
+        "256 at 2) with integer zero points",
+        layout.bits, layout.group_size, layout.in_features);
+  }
+  return reason;
+}
+
 std::string refusal_amx(const Problem& problem) {
   std::string reason = refusal(problem, CpuPath::kAmx, kGroupIntStep);
   if (reason.empty() && group_int_layout(*problem.linear).zeros_f32 != nullptr)
@@ -84,8 +96,13 @@ std::unique_ptr<LinearOp> prepare_avx2(std::span<const PackedLinear* const> line
 std::unique_ptr<LinearOp> prepare_avx512(std::span<const PackedLinear* const> linears, ThreadPool&) {
   return std::make_unique<RowOp<GroupIntLayout>>(linears, avx512vnni::kGroupIntKernels, group_int_layout);
 }
+std::unique_ptr<LinearOp> prepare_vbmi(std::span<const PackedLinear* const> linears, ThreadPool&) {
+  return std::make_unique<RowOp<GroupIntLayout>>(linears, avx512vnni::kGroupIntKernels, group_int_layout,
+                                                 &avx512vbmi::kGroupIntIntegerKernels);
+}
 std::unique_ptr<LinearOp> prepare_amx(std::span<const PackedLinear* const> linears, ThreadPool&) {
-  return std::make_unique<TileOp>(linears, avx512vnni::kGroupIntKernels, amx::kGroupIntTileKernels);
+  return std::make_unique<TileOp>(linears, avx512vnni::kGroupIntKernels, amx::kGroupIntTileKernels,
+                                  &avx512vbmi::kGroupIntIntegerKernels);
 }
 
 }  // namespace
@@ -99,6 +116,11 @@ const LinearKernel kGroupIntAvx512 = {
     .name = "group_int-avx512",
     .refusal = [](const Problem& problem) { return refusal(problem, CpuPath::kAvx512Vnni, kGroupIntUnit); },
     .prepare = prepare_avx512,
+};
+const LinearKernel kGroupIntAvx512Vbmi = {
+    .name = "group_int-avx512vbmi",
+    .refusal = refusal_vbmi,
+    .prepare = prepare_vbmi,
 };
 const LinearKernel kGroupIntAmx = {
     .name = "group_int-amx",

@@ -14,5 +14,8 @@ extern const GroupIntKernels kGroupIntKernels;
 namespace avx512vnni {
 extern const GroupIntKernels kGroupIntKernels;
 }
+namespace avx512vbmi {
+extern const IntegerKernels<GroupIntLayout> kGroupIntIntegerKernels;
+}
 
 }  // namespace nibble

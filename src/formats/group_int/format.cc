@@ -184,7 +184,8 @@ bool can_fuse(const PackedLinear& a, const PackedLinear& b) {
          type_of(a, "scales") == type_of(b, "scales") && type_of(a, "zeros") == type_of(b, "zeros");
 }
 
-constexpr std::array kKernels = {&kGroupIntAmx, &kGroupIntAvx512, &kGroupIntAvx2, &kGroupIntReference};
+constexpr std::array kKernels = {&kGroupIntAmx, &kGroupIntAvx512Vbmi, &kGroupIntAvx512, &kGroupIntAvx2,
+                                 &kGroupIntReference};
 
 }  // namespace
 

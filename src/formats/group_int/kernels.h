@@ -6,6 +6,7 @@
 namespace nibble {
 
 extern const LinearKernel kGroupIntAmx;
+extern const LinearKernel kGroupIntAvx512Vbmi;
 extern const LinearKernel kGroupIntAvx512;
 extern const LinearKernel kGroupIntAvx2;
 extern const LinearKernel kGroupIntReference;

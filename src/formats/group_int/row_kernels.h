@@ -31,4 +31,20 @@ struct RowKernels {
                float* panel, float* y, int64_t y_stride);
 };
 
+// Few tokens in integers: an activation becomes a 24-bit integer in steps of its segment's largest
+// (integer_products.h), which keeps what a float product keeps, and codes are multiplied as bytes.
+template <typename Layout>
+struct IntegerKernels {
+  int64_t most_tokens;  // up to which they are faster than RowKernels::gemm
+  // Columns that share a step, or 0 where codes of this width, width of the matrix or groups do not suit.
+  int64_t (*segment)(const Layout& layout);
+  // Bytes of one prepared token, a multiple of 64.
+  int64_t (*token_bytes)(const Layout& layout);
+  // Prepares one token x [k]; linears of one input, width and segment share it. `out` is 64-byte aligned.
+  void (*prepare)(const Layout& layout, const float* x, uint8_t* out);
+  // As RowKernels::gemv, of prepared tokens.
+  void (*multiply)(const Layout& layout, int64_t first, int64_t rows, const uint8_t* prepared,
+                   const float* plain, int64_t tokens, float* y, int64_t y_stride);
+};
+
 }  // namespace nibble

@@ -11,9 +11,10 @@
 
 namespace nibble {
 
-// Codes of one GEMV task: long enough to hide the start of a stream, small enough to balance two or more
-// threads.
+// Codes of one GEMV task at least: long enough to hide the start of a stream. What is fetched ahead at its
+// end is for another thread, so tasks are as long as a few per thread allow.
 inline constexpr int64_t kRowGemvTaskBytes = 48 << 10;
+inline constexpr int64_t kRowGemvTasks = 6;  // per thread
 // One GEMM task: its activations (at kGroupIntDepth) stay in a second-level cache while its rows pass by.
 inline constexpr int64_t kRowGemmTokens = 128;
 inline constexpr int64_t kRowGemmRows = 64;
@@ -24,9 +25,10 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <typename Layout>
 class RowOp : public LinearOp {
  public:
+  // `integers`, if any, take over few tokens where they suit every linear alike.
   RowOp(std::span<const PackedLinear* const> linears, const RowKernels<Layout>& kernels,
-        Layout (*layout_of)(const PackedLinear&))
-      : kernels_(kernels) {
+        Layout (*layout_of)(const PackedLinear&), const IntegerKernels<Layout>* integers = nullptr)
+      : kernels_(kernels), integers_(integers) {
     int64_t column = 0;
     for (const PackedLinear* linear : linears) {
       pieces_.push_back({*linear, layout_of(*linear), column});
@@ -34,14 +36,24 @@ class RowOp : public LinearOp {
     }
     in_features_ = linears.front()->in_features;
     bits_ = pieces_.front().layout.bits;
-    const int64_t rows = kRowGemvTaskBytes / pieces_.front().layout.row_bytes / 8 * 8;
-    gemv_rows_ = std::clamp<int64_t>(rows, 8, 256);
+    out_features_ = column;
+    fewest_rows_ = std::clamp<int64_t>(kRowGemvTaskBytes / pieces_.front().layout.row_bytes / 8 * 8, 8, 256);
+    for (const Piece& piece : pieces_) {
+      if (integers_ == nullptr) break;
+      const int64_t segment = integers_->segment(piece.layout);
+      if (segment == 0 || segment != integers_->segment(pieces_.front().layout) || piece.layout.bits != bits_)
+        integers_ = nullptr;
+    }
   }
 
   void forward(const float* x, int64_t tokens, float* y, int64_t y_stride, Scratch& scratch,
                ThreadPool& pool) const override {
     if (tokens <= 0) return;
     const Scratch::Frame frame(scratch);
+    if (integers_ != nullptr && tokens <= integers_->most_tokens) {
+      forward_integers(x, tokens, y, y_stride, scratch, pool);
+      return;
+    }
     const int64_t stride = ceil_div(in_features_, kGroupIntUnit) * kGroupIntUnit;
     float* arranged = scratch.take<float>(static_cast<size_t>(tokens * stride));
     const auto arrange = [&](int64_t token) {
@@ -89,15 +101,34 @@ class RowOp : public LinearOp {
   }
 
   std::vector<Piece> pieces_;
-  int64_t in_features_ = 0;
+  int64_t in_features_ = 0, out_features_ = 0;
   int bits_ = 0;
 
  private:
+  // Rows of one task.
+  int64_t gemv_rows(const ThreadPool& pool) const {
+    return std::max(fewest_rows_, ceil_div(out_features_, 8 * kRowGemvTasks * pool.size()) * 8);
+  }
+
+  void forward_integers(const float* x, int64_t tokens, float* y, int64_t y_stride, Scratch& scratch,
+                        ThreadPool& pool) const {
+    const Layout& shared = pieces_.front().layout;
+    const int64_t bytes = integers_->token_bytes(shared);
+    uint8_t* prepared = scratch.take<uint8_t>(static_cast<size_t>(tokens * bytes));
+    for (int64_t t = 0; t < tokens; ++t)
+      integers_->prepare(shared, x + t * in_features_, prepared + t * bytes);
+    for_row_blocks(
+        gemv_rows(pool), 1, pool, [&](const Piece& piece, int64_t first, int64_t rows, int64_t, int) {
+          integers_->multiply(piece.layout, first, rows, prepared, x, tokens, y + piece.column, y_stride);
+        });
+  }
+
   void forward_few(const float* x, const float* plain, int64_t tokens, float* y, int64_t y_stride,
                    ThreadPool& pool) const {
-    for_row_blocks(gemv_rows_, 1, pool, [&](const Piece& piece, int64_t first, int64_t rows, int64_t, int) {
-      kernels_.gemv(piece.layout, first, rows, x, plain, tokens, y + piece.column, y_stride);
-    });
+    for_row_blocks(gemv_rows(pool), 1, pool,
+                   [&](const Piece& piece, int64_t first, int64_t rows, int64_t, int) {
+                     kernels_.gemv(piece.layout, first, rows, x, plain, tokens, y + piece.column, y_stride);
+                   });
   }
 
   void forward_many(const float* x, int64_t x_stride, int64_t tokens, float* y, int64_t y_stride,
@@ -114,7 +145,8 @@ class RowOp : public LinearOp {
   }
 
   const RowKernels<Layout>& kernels_;
-  int64_t gemv_rows_ = 0;  // per task
+  const IntegerKernels<Layout>* integers_;
+  int64_t fewest_rows_ = 0;  // of a GEMV task
 };
 
 }  // namespace nibble

@@ -68,7 +68,7 @@ constexpr int kTileTokens = 3;
 constexpr int64_t kBlockColumns = 256, kBlockBytes = 96, kBlockPairs = 12;
 // Codes are prefetched one block of rows ahead, which is what the next block reads first, and at least this
 // far.
-constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kPrefetchBytes = 6144;
 
 // A load that the compiler does not repeat as the memory operand of every use: the tile below would be bound
 // by loads.
@@ -126,7 +126,7 @@ void gemv_rows(const Rows& source, int64_t first, int64_t rows, const float* x, 
       for (; columns >= kBlockColumns; columns -= kBlockColumns) {
         const uint8_t* p[kGemvRows] = {codes[0] + at, codes[1] + at, codes[2] + at, codes[3] + at};
         for (int64_t pair = 0; pair < kBlockPairs; ++pair) {
-          prefetch(ahead);
+          prefetch_to_l2(ahead);
           ahead += kGemvRows * kBlockBytes / kBlockPairs;
           add_unit([&](int r) __attribute__((always_inline)) { return decoder[r].pairs(p[r] + 8 * pair); });
         }
@@ -138,7 +138,7 @@ void gemv_rows(const Rows& source, int64_t first, int64_t rows, const float* x, 
       }
     }
     for (int64_t unit = columns / kGroupIntUnit; unit > 0; --unit) {
-      prefetch(ahead);
+      prefetch_to_l2(ahead);
       ahead += kGemvRows * kUnitBytes;
       const uint8_t* const p[kGemvRows] = {codes[0] + at, codes[1] + at, codes[2] + at, codes[3] + at};
       add_unit([&](int r) __attribute__((always_inline)) { return decoder[r].decode(p[r]); });

@@ -10,7 +10,9 @@ namespace nibble {
 namespace {
 
 // Main words of one GEMV task: long enough to hide the start of a stream, small enough to balance threads.
-constexpr int64_t kGemvTaskBytes = 48 << 10;
+// Codes of one task at least, and tasks per thread at most: what is fetched ahead at the end of one is for
+// another thread.
+constexpr int64_t kGemvTaskBytes = 48 << 10, kGemvTasks = 6;
 // One GEMM task: tokens whose packed block stays in a second-level cache, and panels that pass by.
 constexpr int64_t kGemmTokens = 768;
 constexpr int64_t kPanelsPerTask = 4;
@@ -52,7 +54,7 @@ class CpuOp final : public LinearOp {
     }
     in_features_ = linears.front()->in_features;
     units_ = pieces_.front().layout.units;
-    gemv_tiles_ = std::clamp<int64_t>(kGemvTaskBytes / (units_ * 256), 1, 16);
+    for (const Piece& piece : pieces_) tiles_ += piece.layout.tiles;
   }
 
   void forward(const float* x, int64_t tokens, float* y, int64_t y_stride, Scratch& scratch,
@@ -90,17 +92,19 @@ class CpuOp final : public LinearOp {
     // Whole cache lines for each thread.
     const int64_t second_floats = ceil_div(units_ * 8, 16) * 16;
     float* second = scratch.take<float>(static_cast<size_t>(pool.size() * second_floats));
+    const int64_t gemv_tiles = std::max(std::clamp<int64_t>(kGemvTaskBytes / (units_ * 256), 1, 16),
+                                        ceil_div(tiles_, kGemvTasks * pool.size()));
     int64_t tasks = 0;
-    for (const Piece& piece : pieces_) tasks += ceil_div(piece.layout.tiles, gemv_tiles_);
+    for (const Piece& piece : pieces_) tasks += ceil_div(piece.layout.tiles, gemv_tiles);
     pool.parallel_for(tasks, [&](int64_t task, int thread) {
       for (const Piece& piece : pieces_) {
-        const int64_t here = ceil_div(piece.layout.tiles, gemv_tiles_);
+        const int64_t here = ceil_div(piece.layout.tiles, gemv_tiles);
         if (task >= here) {
           task -= here;
           continue;
         }
-        const int64_t end = std::min(piece.layout.tiles, (task + 1) * gemv_tiles_);
-        for (int64_t tile = task * gemv_tiles_; tile < end; ++tile) {
+        const int64_t end = std::min(piece.layout.tiles, (task + 1) * gemv_tiles);
+        for (int64_t tile = task * gemv_tiles; tile < end; ++tile) {
           for (int64_t t = 0; t < tokens; t += kernels_.pass_tokens) {
             kernels_.gemv(piece.layout, tile, lines + t * groups, std::min(kernels_.pass_tokens, tokens - t),
                           x + t * k, piece.sparse_starts(), second + thread * second_floats,
@@ -158,8 +162,7 @@ class CpuOp final : public LinearOp {
 
   const MixedKernels& kernels_;
   std::vector<Piece> pieces_;
-  int64_t in_features_ = 0, units_ = 0;
-  int64_t gemv_tiles_ = 1;  // per task
+  int64_t in_features_ = 0, units_ = 0, tiles_ = 0;
 };
 
 template <const MixedKernels& kKernels>

@@ -181,7 +181,7 @@ void gemv_tile(const MixedLayout& layout, int64_t tile_index, const MixedLine* l
   const Tile tile = tile_of(layout, tile_index);
   // Tiles follow each other without a gap: what lies ahead at the end of this one is the next one's.
   if (kAhead) {
-    for (int64_t i = 0; i < 8; ++i) prefetch(tile.main + i * 16);
+    for (int64_t i = 0; i < 8; ++i) prefetch_to_l2(tile.main + i * 16);
   }
   rebuild_second_order(tile.second, layout.units, second);
 
@@ -197,10 +197,11 @@ void gemv_tile(const MixedLayout& layout, int64_t tile_index, const MixedLine* l
   for (int64_t unit = 0; unit < layout.units; ++unit) {
     if (kAhead) {
       const uint32_t* ahead = tile.main + (unit + kUnitsAhead) * 64;
-      prefetch(ahead), prefetch(ahead + 16), prefetch(ahead + 32), prefetch(ahead + 48);
-      prefetch(tile.split + (unit + kUnitsAhead) * 16);
-      prefetch(tile.first + (unit + kFirstOrderAhead) * 16);
-      if (unit % 8 == 0) prefetch(tile.second + (unit + layout.units) * 4);
+      prefetch_to_l2(ahead), prefetch_to_l2(ahead + 16), prefetch_to_l2(ahead + 32),
+          prefetch_to_l2(ahead + 48);
+      prefetch_to_l2(tile.split + (unit + kUnitsAhead) * 16);
+      prefetch_to_l2(tile.first + (unit + kFirstOrderAhead) * 16);
+      if (unit % 8 == 0) prefetch_to_l2(tile.second + (unit + layout.units) * 4);
     }
     const MixedLine* at[4][kTokens];
 #pragma GCC unroll 4

@@ -384,14 +384,17 @@ int64_t wide_columns(const PackedLinear& linear) {
   return columns;
 }
 
+// Each place of the matrix counts once: where a sparse value stands, as 16 bit. Those are weights of 2-bit
+// groups, of which a foreign file might not have enough.
 std::map<int, double> multiply_adds(const PackedLinear& linear) {
-  // The sparse part's multiply-adds come on top of those of the dense codes at its places, and are not
-  // counted.
   const auto rows = static_cast<double>(linear.out_features);
   const int64_t wide = wide_columns(linear);
+  const auto sparse = static_cast<double>(linear.parameter("sparse_values", 0));
+  const double narrow = rows * static_cast<double>(linear.in_features - wide) - sparse;
   std::map<int, double> adds;
   if (wide > 0) adds[4] = rows * static_cast<double>(wide);
-  if (wide < linear.in_features) adds[2] = rows * static_cast<double>(linear.in_features - wide);
+  if (narrow > 0) adds[2] = narrow;
+  if (sparse > 0) adds[16] = sparse;
   return adds;
 }
 

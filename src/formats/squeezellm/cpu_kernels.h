@@ -14,5 +14,8 @@ extern const SqueezellmKernels kSqueezellmKernels;
 namespace avx512vnni {
 extern const SqueezellmKernels kSqueezellmKernels;
 }
+namespace avx512vbmi {
+extern const IntegerKernels<SqueezellmLayout> kSqueezellmIntegerKernels;
+}
 
 }  // namespace nibble

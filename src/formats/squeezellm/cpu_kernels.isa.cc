@@ -3,6 +3,7 @@
 #include "formats/squeezellm/cpu_kernels.h"
 
 #include "formats/group_int/row_products.h"
+#include "formats/squeezellm/levels.h"
 
 namespace nibble::NIBBLE_ISA {
 namespace {
@@ -15,25 +16,7 @@ inline __m256i load_256(const uint8_t* p) { return _mm256_loadu_si256(reinterpre
 // entries that a permute looks up, so that the bits of the next code need no masking.
 template <int kBits>
 struct TableDecoder : Decoder<kBits, true> {
-  void set_levels(const uint16_t* p) {
-    if constexpr (kBits == 4) {
-      this->table = load_f16(p);
-    } else {
-      const __m256i levels =
-          kBits == 3 ? _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))
-                     : _mm256_set1_epi64x(load_64(reinterpret_cast<const uint8_t*>(p)));
-      this->table = _mm512_cvtph_ps(levels);
-    }
-  }
-  void set_levels(const float* p) {
-    if constexpr (kBits == 4) {
-      this->table = load(p);
-    } else if constexpr (kBits == 3) {
-      this->table = _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
-    } else {
-      this->table = _mm512_broadcast_f32x4(_mm_loadu_ps(p));
-    }
-  }
+  void set_row(const SqueezellmLayout& layout, int64_t row) { this->table = row_levels<kBits>(layout, row); }
   Unit look_up(__m512i codes) const { return {{_mm512_permutexvar_ps(codes, this->table)}}; }
 
   // The 3-bit codes of a block (README.md), p at its double words: eight codes from each of two neighbours,
@@ -59,12 +42,17 @@ struct TableDecoder : Decoder<kBits, true> {
 // The same with 8 entries.
 template <int kBits>
 struct TableDecoder : Decoder<kBits, true> {
-  void set_levels(const uint16_t* p) {
-    this->table = kBits == 3 ? load_f16(p)
-                             : _mm256_cvtph_ps(_mm_set1_epi64x(load_64(reinterpret_cast<const uint8_t*>(p))));
-  }
-  void set_levels(const float* p) {
-    this->table = kBits == 3 ? load(p) : _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+  void set_row(const SqueezellmLayout& layout, int64_t row) {
+    const int64_t at = row << kBits;
+    if (layout.codebooks_f16 != nullptr) {
+      const uint16_t* p = layout.codebooks_f16 + at;
+      this->table = kBits == 3
+                        ? load_f16(p)
+                        : _mm256_cvtph_ps(_mm_set1_epi64x(load_64(reinterpret_cast<const uint8_t*>(p))));
+    } else {
+      const float* p = layout.codebooks_f32 + at;
+      this->table = kBits == 3 ? load(p) : _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+    }
   }
   Unit look_up(__m256i first, __m256i second) const {
     return {{_mm256_permutevar8x32_ps(this->table, first), _mm256_permutevar8x32_ps(this->table, second)}};
@@ -91,13 +79,12 @@ struct TableDecoder : Decoder<kBits, true> {
 template <>
 struct TableDecoder<4> {
   Vec low_levels, high_levels;
-  void set_levels(const uint16_t* p) {
-    low_levels = load_f16(p);
-    high_levels = load_f16(p + kLanes);
-  }
-  void set_levels(const float* p) {
-    low_levels = load(p);
-    high_levels = load(p + kLanes);
+  void set_row(const SqueezellmLayout& layout, int64_t row) {
+    const int64_t at = row << 4;
+    const bool f16 = layout.codebooks_f16 != nullptr;
+    low_levels = f16 ? load_f16(layout.codebooks_f16 + at) : load(layout.codebooks_f32 + at);
+    high_levels =
+        f16 ? load_f16(layout.codebooks_f16 + at + kLanes) : load(layout.codebooks_f32 + at + kLanes);
   }
   Vec look_up(__m256i codes) const {
     const Vec low = _mm256_permutevar8x32_ps(low_levels, codes);
@@ -114,21 +101,6 @@ struct TableDecoder<4> {
 };
 
 #endif
-
-template <int kBits>
-inline void set_row(TableDecoder<kBits>& decoder, const SqueezellmLayout& layout, int64_t row) {
-  const int64_t at = row << kBits;
-  if (layout.codebooks_f16 != nullptr) {
-    decoder.set_levels(layout.codebooks_f16 + at);
-  } else {
-    decoder.set_levels(layout.codebooks_f32 + at);
-  }
-}
-
-inline float sparse_value(const SqueezellmLayout& layout, uint32_t i) {
-  return layout.sparse_values_f16 != nullptr ? _cvtsh_ss(layout.sparse_values_f16[i])
-                                             : layout.sparse_values_f32[i];
-}
 
 inline void store_unit(float* out, const Unit& unit) {
 #pragma GCC unroll 2
@@ -175,29 +147,16 @@ struct SqueezellmRows {
 
   void start(const int64_t* row, Decoder* decoder, State&) const {
 #pragma GCC unroll 4
-    for (int r = 0; r < kGemvRows; ++r) set_row<kBits>(decoder[r], layout, row[r]);
+    for (int r = 0; r < kGemvRows; ++r) decoder[r].set_row(layout, row[r]);
   }
   void enter_group(int64_t, const int64_t*, Decoder*, State&) const {}
 
-  float finish(int64_t row, float sum, const float* x) const {
-    if (layout.sparse_offsets != nullptr) {
-      const uint32_t end = layout.sparse_offsets[row + 1];
-      float odd = 0;  // two chains of additions
-      uint32_t i = layout.sparse_offsets[row];
-      for (; i + 1 < end; i += 2) {
-        sum += sparse_value(layout, i) * x[layout.sparse_columns[i]];
-        odd += sparse_value(layout, i + 1) * x[layout.sparse_columns[i + 1]];
-      }
-      if (i < end) sum += sparse_value(layout, i) * x[layout.sparse_columns[i]];
-      sum += odd;
-    }
-    return layout.bias != nullptr ? sum + layout.bias[row] : sum;
-  }
+  float finish(int64_t row, float sum, const float* x) const { return finish_row(layout, row, sum, x); }
 
   void decode_row(int64_t row, int64_t begin, int64_t end, float* out) const {
     const uint8_t* codes = layout.codes + row * layout.row_bytes;
     Decoder decoder;
-    set_row<kBits>(decoder, layout, row);
+    decoder.set_row(layout, row);
     int64_t j = begin;
     if constexpr (kBlocks) {
       for (; end - j >= kBlockColumns; j += kBlockColumns) {

@@ -258,7 +258,8 @@ bool can_fuse(const PackedLinear& a, const PackedLinear& b) {
   return a.format == b.format && a.in_features == b.in_features && code_bits(a) == code_bits(b);
 }
 
-constexpr std::array kKernels = {&kSqueezellmAvx512, &kSqueezellmAvx2, &kSqueezellmReference};
+constexpr std::array kKernels = {&kSqueezellmAvx512Vbmi, &kSqueezellmAvx512, &kSqueezellmAvx2,
+                                 &kSqueezellmReference};
 
 }  // namespace
 

@@ -5,6 +5,7 @@
 
 namespace nibble {
 
+extern const LinearKernel kSqueezellmAvx512Vbmi;
 extern const LinearKernel kSqueezellmAvx512;
 extern const LinearKernel kSqueezellmAvx2;
 extern const LinearKernel kSqueezellmReference;

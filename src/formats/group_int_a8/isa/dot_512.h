@@ -32,8 +32,8 @@ void dot(const Product& p) {
       // Unrolled, so that every index below is a constant.
 #pragma GCC unroll 8
       for (int i = 0; i < kLines; ++i) {
-        _mm_prefetch(reinterpret_cast<const char*>(w + i * 128 + kPrefetchBytes), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(w + i * 128 + kPrefetchBytes + 64), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(w + i * 128 + kPrefetchBytes), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(w + i * 128 + kPrefetchBytes + 64), _MM_HINT_T1);
         const __m512i raw0 = _mm512_loadu_si512(w + i * 128), raw1 = _mm512_loadu_si512(w + i * 128 + 64);
         if constexpr (kNibbles) {
           const __m512i low0 = _mm512_and_si512(raw0, low_nibbles),

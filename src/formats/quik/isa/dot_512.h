@@ -32,8 +32,8 @@ void dot(const uint8_t* w, const uint8_t* a, int64_t stride, int64_t blocks, int
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         const uint8_t* first = w + (group + i) * 64;
-        _mm_prefetch(reinterpret_cast<const char*>(first + kPrefetchBytes), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(first + kPrefetchBytes + kHalf), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(first + kPrefetchBytes), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(first + kPrefetchBytes + kHalf), _MM_HINT_T1);
         const __m512i raw0 = _mm512_loadu_si512(first), raw1 = _mm512_loadu_si512(first + kHalf);
         if constexpr (kNibbles) {
           const __m512i low0 = _mm512_and_si512(raw0, low_nibbles),
