@@ -1,0 +1,396 @@
+// The kernel behind few_tokens.h; one .cu per form instantiates it.
+//
+// A cluster of blocks computes tiles of 16 rows, one after the other. The columns are divided among its warps
+// once and for all, so that a warp keeps the activations of its columns in registers as operands and only
+// weights move: each warp streams its own slots through a small ring in shared memory, which it fills itself
+// by bulk copies. The stream begins before the previous kernel has ended, because weights depend on nothing.
+// At the end of a tile the warps' sums meet in shared memory, then those of the cluster's blocks, in a fixed
+// order; a cluster finishes a tile while it computes the next.
+//
+//      columns ->   warp 0     warp 1    ...   | warp 0 of the cluster's next block ...
+//      16 rows     slot slot  slot slot        |  slot slot                               + outlier slots
+//                      \          \_ INT32 or float sums [16 rows, tokens] _ added up _ y
+#pragma once
+
+#include <iterator>
+
+#include "backend/cuda/cluster.cuh"
+#include "backend/cuda/mma_int8.cuh"
+#include "backend/cuda/ptx.cuh"
+#include "formats/group_int_a8/cuda/few_tokens_launch.h"
+
+namespace nibble::group_int_a8_cuda {
+namespace {
+
+// Words between two tokens' sums of 16 rows: makes the lanes' stores hit different banks.
+constexpr int kSumStride = 20;
+
+// What the rows' sums are multiplied by and added to.
+struct RowTerms {
+  float scale = 0, bias = 0;
+  int32_t code_sum = 0;
+};
+
+struct Total {
+  int32_t integer;
+  float real;
+};
+
+template <FewTokensForm kForm, int kBits, int kTokenTiles, int kSlots, bool kWriteGroupSums>
+__global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, kSlots) * 32,
+                                  few_tokens_blocks(kBits, kTokenTiles, kSlots))
+    few_tokens_kernel(const __grid_constant__ FewTokensProblem p) {
+  constexpr bool kRows = kForm == FewTokensForm::kRows, kFloat = kForm == FewTokensForm::kFloatGroups;
+  constexpr int kWords = operand_words(kBits), kSlotColumns = 1024 / kBits, kTokens = 8 * kTokenTiles;
+  constexpr int kBlockSums = kTokens * kSumStride;
+
+  extern __shared__ __align__(128) uint8_t shared[];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const int warps = blockDim.x / 32, blocks = p.cluster;
+  const int rank = blocks == 1 ? 0 : static_cast<int>(ptx::cluster_rank());
+  const int cluster = blockIdx.x / blocks, clusters = gridDim.x / blocks;
+  const int tiles = (p.n + kTileRows - 1) / kTileRows;
+  const int own_tokens = (p.tokens - rank + blocks - 1) / blocks;  // tokens rank, rank + blocks, ...
+  const int most_tokens = (p.tokens + blocks - 1) / blocks;
+
+  // Shared memory: rings, their barriers, sums of the warps and of the cluster's blocks in two turns, tokens.
+  uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + warps * p.stages * p.slot_bytes);
+  uint32_t* const sums = reinterpret_cast<uint32_t*>(barriers + warps * p.stages);
+  uint32_t* const received = sums + 2 * warps * kBlockSums;
+  constexpr int kKinds = kRows ? 2 : 1;  // words per sum between blocks
+  const int turn_words = blocks * most_tokens * kTileRows * kKinds;
+  float* const token_scales = reinterpret_cast<float*>(received + (blocks > 1 ? 2 * turn_words : 0));
+  int32_t* const token_zeros = reinterpret_cast<int32_t*>(token_scales + kTokens);
+
+  // This warp's slots: integer ones, or outlier ones.
+  const int integer_warps = (p.integer_slots + p.slots_per_warp - 1) / p.slots_per_warp;
+  const int outlier_warps = (p.outlier_slots + p.slots_per_warp - 1) / p.slots_per_warp;
+  const int global_warp = rank * warps + warp;
+  const bool integers = !kRows || global_warp < integer_warps;
+  const int first_slot = (integers ? global_warp : global_warp - integer_warps) * p.slots_per_warp;
+  const int count =
+      max(0, min(p.slots_per_warp, (integers ? p.integer_slots : p.outlier_slots) - first_slot));
+  const int integer_here = max(0, min(warps, integer_warps - rank * warps));
+  const int busy_here = max(0, min(warps, integer_warps + outlier_warps - rank * warps));
+
+  const uint32_t ring = ptx::shared_address(shared + warp * p.stages * p.slot_bytes);
+  const uint32_t filled = ptx::shared_address(barriers + warp * p.stages);
+  const uint32_t copy_bytes = integers ? p.slot_bytes : kSlotCodeBytes;
+  const uint8_t* const from =
+      p.slots + (integers ? first_slot * p.slot_bytes
+                          : p.integer_slots * p.slot_bytes + first_slot * kSlotCodeBytes);
+  const uint64_t policy = ptx::evict_first_policy();
+  int fetch_tile = count > 0 ? cluster : tiles, fetch_slot = 0;
+  // Lane 0: the next slot of the stream into `stage`, which all lanes have read.
+  const auto fetch = [&](int stage) {
+    if (fetch_tile >= tiles) return;
+    ptx::barrier_arrive_expecting(filled + 8 * stage, copy_bytes);
+    ptx::bulk_copy(ring + stage * p.slot_bytes, from + fetch_tile * p.tile_bytes + fetch_slot * copy_bytes,
+                   copy_bytes, filled + 8 * stage, policy);
+    if (++fetch_slot == count) {
+      fetch_slot = 0;
+      fetch_tile += clusters;
+    }
+  };
+  if (lane == 0) {
+    for (int i = 0; i < p.stages; ++i) ptx::barrier_init(barriers + warp * p.stages + i, 1);
+    ptx::fence_barrier_init();
+    for (int i = 0; i < p.stages; ++i) fetch(i);
+  }
+  __syncwarp();
+  ptx::launch_dependents();
+  // No block may write into another's shared memory before that one runs.
+  if (blocks > 1) ptx::cluster_arrive();
+
+  ptx::wait_for_previous_kernel();
+  if (threadIdx.x < kTokens) {
+    const bool inside = threadIdx.x < p.tokens;
+    token_scales[threadIdx.x] = inside ? p.scales[threadIdx.x] : 0.0f;
+    if constexpr (kRows) token_zeros[threadIdx.x] = inside ? p.zeros[threadIdx.x] : 0;
+  }
+  // Slot j's operands for 8 tokens: words 2 s, 2 s + 1 of step s.
+  uint32_t b[kSlots][kTokenTiles][kWords];
+#pragma unroll
+  for (int j = 0; j < kSlots; ++j) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      const int token = 8 * t + g;
+      const bool wanted = token < p.tokens && j < count;
+#pragma unroll
+      for (int v = 0; v < kWords / 4; ++v) {
+        uint4 words = {0, 0, 0, 0};
+        if (integers) {
+          const int column = (first_slot + j) * kSlotColumns + 64 * v;
+          const uint8_t* const codes = p.codes + token * p.code_stride + column;
+          if (kRows || p.group_shift > 0) {
+            if (wanted && column + 16 * q < p.code_stride) {
+              words = *reinterpret_cast<const uint4*>(codes + 16 * q);
+            }
+          } else {  // groups of 32 columns
+            uint2 half[2] = {{0, 0}, {0, 0}};
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              const int at = 32 * i + 8 * q;
+              if (wanted && column + at < p.code_stride) half[i] = *reinterpret_cast<const uint2*>(codes + at);
+            }
+            words = {half[0].x, half[0].y, half[1].x, half[1].y};
+          }
+        } else if (v < 2) {
+          const int column = (first_slot + j) * kOutlierSlotColumns + 32 * v + 8 * q;
+          const __half* const x = p.outliers + token * p.outlier_stride + column;
+          if (wanted && column + 8 <= p.outlier_count) {
+            words = *reinterpret_cast<const uint4*>(x);
+          } else if (wanted) {
+            // Whatever lies beyond the last outlier column may be no number.
+            const auto half = [&](int e) -> uint32_t {
+              return column + e < p.outlier_count ? __half_as_ushort(x[e]) : 0;
+            };
+            words = {half(0) | half(1) << 16, half(2) | half(3) << 16, half(4) | half(5) << 16,
+                     half(6) | half(7) << 16};
+          }
+        }
+        b[j][t][4 * v] = words.x;
+        b[j][t][4 * v + 1] = words.y;
+        b[j][t][4 * v + 2] = words.z;
+        b[j][t][4 * v + 3] = words.w;
+      }
+    }
+  }
+  if (blocks > 1) ptx::cluster_wait();
+
+  // The threads that finish a tile take (token, row) = (i / 16, i % 16) for i = threadIdx.x, + blockDim.x ...
+  const int finishing = (blocks == 1 ? p.tokens : own_tokens) * kTileRows;
+  const auto load_terms = [&](int tile) {
+    RowTerms terms;
+    const int row = tile * kTileRows + static_cast<int>(threadIdx.x % kTileRows);
+    if (row < p.n && static_cast<int>(threadIdx.x) < finishing) {
+      if constexpr (!kFloat) terms.scale = __ldg(p.row_scales + row);
+      if constexpr (kRows) terms.code_sum = __ldg(p.code_sums + row);
+      if (p.bias != nullptr) terms.bias = __ldg(p.bias + row);
+    }
+    return terms;
+  };
+  const auto finish = [&](int tile, int token, const RowTerms& terms, Total total) {
+    const int row = tile * kTileRows + static_cast<int>(threadIdx.x % kTileRows);
+    if (row >= p.n) return;
+    float value = total.real;
+    if constexpr (!kFloat) {
+      const int32_t sum = kRows && kBits == 4 ? total.integer >> 4 : total.integer;
+      if (p.accumulators != nullptr) p.accumulators[int64_t{token} * p.n + row] = sum;
+      if constexpr (kRows) {
+        const float scale = token_scales[token] * terms.scale;
+        value += scale * static_cast<float>(sum - token_zeros[token] * terms.code_sum);
+      } else {
+        value = static_cast<float>(sum) * terms.scale;
+      }
+    }
+    if constexpr (!kRows) value *= token_scales[token];
+    p.y[token * p.y_stride + row] = __float2half_rn(value + terms.bias);
+  };
+  const auto block_total = [&](int turn, int token) {
+    const uint32_t* at = sums + turn * warps * kBlockSums + token * kSumStride + threadIdx.x % kTileRows;
+    Total total = {0, 0};
+    int w = 0;
+    if constexpr (!kFloat) {
+#pragma unroll 4
+      for (; w < integer_here; ++w, at += kBlockSums) total.integer += static_cast<int32_t>(*at);
+    }
+    if constexpr (kRows || kFloat) {
+#pragma unroll 4
+      for (; w < busy_here; ++w, at += kBlockSums) total.real += __uint_as_float(*at);
+    }
+    return total;
+  };
+  const auto finish_received = [&](int tile, int turn, const RowTerms& terms) {
+    for (int i = threadIdx.x; i < finishing; i += blockDim.x) {
+      Total total = {0, 0};
+      for (int sender = 0; sender < blocks; ++sender) {
+        const uint32_t* const at =
+            received + turn * turn_words + (sender * most_tokens * kTileRows + i) * kKinds;
+        if constexpr (!kFloat) total.integer += static_cast<int32_t>(at[0]);
+        if constexpr (kRows || kFloat) total.real += __uint_as_float(at[kKinds - 1]);
+      }
+      finish(tile, i / kTileRows * blocks + rank, terms, total);
+    }
+  };
+
+  int stage = 0, turn = 0;
+  uint32_t parity = 0;
+  RowTerms previous_terms;
+  int previous_tile = -1;
+  for (int tile = cluster; tile < tiles; tile += clusters) {
+    const RowTerms terms = load_terms(tile);
+    // INT32 sums, or the bits of floats.
+    int32_t d[kTokenTiles][4] = {};
+#pragma unroll
+    for (int j = 0; j < kSlots; ++j) {
+      if (j >= count) continue;
+      ptx::barrier_wait(filled + 8 * stage, parity);
+      const uint8_t* const slot = shared + (warp * p.stages + stage) * p.slot_bytes;
+      if (kRows && !integers) {
+#pragma unroll
+        for (int v = 0; v < 4; ++v) {
+          const uint4 w = *reinterpret_cast<const uint4*>(slot + 512 * v + 16 * lane);
+          const uint32_t a[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+          for (int t = 0; t < kTokenTiles; ++t) {
+            float f[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) f[i] = __int_as_float(d[t][i]);
+            ptx::mma_16x8x16(f, a, b[j][t][2 * v], b[j][t][2 * v + 1]);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) d[t][i] = __float_as_int(f[i]);
+          }
+        }
+      } else {
+        int32_t group_sums[kTokenTiles][4] = {};
+        int32_t(&into)[kTokenTiles][4] = kRows ? d : group_sums;
+#pragma unroll
+        for (int v = 0; v < 4; ++v) {
+          const uint4 w = *reinterpret_cast<const uint4*>(slot + 512 * v + 16 * lane);
+          if constexpr (kBits == 8) {
+            const uint32_t a[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+            for (int t = 0; t < kTokenTiles; ++t) {
+              ptx::mma_16x8x32<kRows>(into[t], a, b[j][t][2 * v], b[j][t][2 * v + 1]);
+            }
+          } else {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              const uint32_t first = half == 0 ? w.x : w.z, second = half == 0 ? w.y : w.w;
+              const uint32_t a[4] = {ptx::low_nibbles_times_16(first), ptx::high_nibbles_times_16(first),
+                                     ptx::low_nibbles_times_16(second), ptx::high_nibbles_times_16(second)};
+              const int step = 2 * v + half;
+#pragma unroll
+              for (int t = 0; t < kTokenTiles; ++t) {
+                ptx::mma_16x8x32<kRows>(into[t], a, b[j][t][2 * step], b[j][t][2 * step + 1]);
+              }
+              if constexpr (!kRows) {
+                // The end of a group: 1, 2 or 4 steps.
+                if (((step + 1) & ((1 << p.group_shift) - 1)) != 0) continue;
+                const int group = step >> p.group_shift;
+                const uint8_t* const scales = slot + kSlotCodeBytes + group * kTileRows * p.scale_bytes;
+                if constexpr (kWriteGroupSums) {
+#pragma unroll
+                  for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                      const int token = 8 * t + 2 * q + i % 2, row = tile * kTileRows + g + i / 2 * 8;
+                      const int all = ((first_slot + j) << (3 - p.group_shift)) + group;
+                      if (token < p.tokens && row < p.n && all < p.groups) {
+                        p.accumulators[(token * p.n + row) * p.groups + all] = group_sums[t][i] >> 4;
+                      }
+                    }
+                  }
+                }
+                if constexpr (kFloat) {
+                  float low, high;
+                  if (p.scale_bytes == 2) {
+                    low = __half2float(reinterpret_cast<const __half*>(scales)[g]);
+                    high = __half2float(reinterpret_cast<const __half*>(scales)[g + 8]);
+                  } else {
+                    low = reinterpret_cast<const float*>(scales)[g];
+                    high = reinterpret_cast<const float*>(scales)[g + 8];
+                  }
+                  low *= 0.0625f;  // the sums are of 16 q
+                  high *= 0.0625f;
+#pragma unroll
+                  for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                      d[t][i] = __float_as_int(fmaf(i < 2 ? low : high, static_cast<float>(group_sums[t][i]),
+                                                    __int_as_float(d[t][i])));
+                      group_sums[t][i] = 0;
+                    }
+                  }
+                } else {
+                  const int32_t low = reinterpret_cast<const uint16_t*>(scales)[g];
+                  const int32_t high = reinterpret_cast<const uint16_t*>(scales)[g + 8];
+#pragma unroll
+                  for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                      d[t][i] += (i < 2 ? low : high) * (group_sums[t][i] >> 4);
+                      group_sums[t][i] = 0;
+                    }
+                  }
+                }
+              }
+            }
+          }
+        }
+      }
+      __syncwarp();
+      if (lane == 0) fetch(stage);
+      if (++stage == p.stages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+
+    // Two buffers in turn: a warp can be at most one tile ahead of the slowest reader.
+    if (count > 0) {
+      uint32_t* const mine = sums + (turn * warps + warp) * kBlockSums;
+#pragma unroll
+      for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int token = 8 * t + 2 * q + i % 2;
+          if (token < p.tokens) mine[token * kSumStride + g + i / 2 * 8] = static_cast<uint32_t>(d[t][i]);
+        }
+      }
+    }
+    if (blocks > 1 && previous_tile >= 0) ptx::cluster_wait();
+    __syncthreads();
+    if (blocks == 1) {
+      for (int i = threadIdx.x; i < finishing; i += blockDim.x) {
+        finish(tile, i / kTileRows, terms, block_total(turn, i / kTileRows));
+      }
+    } else {
+      if (previous_tile >= 0) finish_received(previous_tile, turn ^ 1, previous_terms);
+      for (int i = threadIdx.x; i < p.tokens * kTileRows; i += blockDim.x) {
+        const int token = i / kTileRows;
+        const Total total = block_total(turn, token);
+        const int place = (rank * most_tokens + token / blocks) * kTileRows + i % kTileRows;
+        const uint32_t to = ptx::remote_address(
+            ptx::shared_address(received + turn * turn_words + place * kKinds), token % blocks);
+        if constexpr (!kFloat) ptx::store_remote(to, static_cast<uint32_t>(total.integer));
+        if constexpr (kRows || kFloat) {
+          ptx::store_remote(to + 4 * (kKinds - 1), __float_as_uint(total.real));
+        }
+      }
+      ptx::cluster_arrive();
+      previous_tile = tile;
+      previous_terms = terms;
+    }
+    turn ^= 1;
+  }
+  if (blocks > 1 && previous_tile >= 0) {
+    ptx::cluster_wait();
+    finish_received(previous_tile, turn ^ 1, previous_terms);
+  }
+}
+
+// The instances of one form and width by tokens and slots; null where there is none.
+template <FewTokensForm kForm, int kBits, bool kWriteGroupSums = false>
+const void* few_tokens_instance(int token_tiles, int slots) {
+  constexpr int kPerUnit = 8 / kBits;  // 4-bit slots hold twice the columns, and operands, of 8-bit ones
+  const int units = kPerUnit == 2 ? slots : slots / 2;
+  const void* found = nullptr;
+  const auto offer = [&]<int kInstance>() {
+    constexpr FewTokensInstance kOffered = kFewTokensInstances[kInstance];
+    if (token_tiles != kOffered.token_tiles || units != kOffered.slots) return;
+    found = reinterpret_cast<const void*>(
+        &few_tokens_kernel<kForm, kBits, kOffered.token_tiles, kOffered.slots * 2 / kPerUnit, kWriteGroupSums>);
+  };
+  offer.template operator()<0>();
+  offer.template operator()<1>();
+  offer.template operator()<2>();
+  offer.template operator()<3>();
+  offer.template operator()<4>();
+  static_assert(std::size(kFewTokensInstances) == 5);
+  return found;
+}
+
+}  // namespace
+}  // namespace nibble::group_int_a8_cuda

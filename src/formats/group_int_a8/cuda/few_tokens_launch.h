@@ -1,0 +1,59 @@
+// What few_tokens.cc launches.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "formats/group_int_a8/cuda/few_tokens_shape.h"
+
+namespace nibble::group_int_a8_cuda {
+
+// One pass over the weights, for up to 8 times the instance's token tiles.
+struct FewTokensProblem {
+  const uint8_t* slots;
+  const float* row_scales;
+  const int32_t* code_sums;
+  const float* bias;
+  const uint8_t* codes;
+  const float* scales;
+  const int32_t* zeros;
+  const __half* outliers;
+  __half* y;
+  int32_t* accumulators;
+  int64_t code_stride, outlier_stride, y_stride, tile_bytes;
+  int n, tokens, outlier_count;
+  int integer_slots, outlier_slots, slot_bytes;
+  int group_shift;  // a group is 2^group_shift steps of 32 columns
+  int scale_bytes, groups;
+  int slots_per_warp, stages, cluster;
+};
+
+// 32-bit registers per lane that hold 8 tokens' activations of one slot.
+constexpr int operand_words(int weight_bits) { return weight_bits == 4 ? 16 : 8; }
+// Registers for operands decide how many warps a block can have, and how many of the largest blocks share a
+// multiprocessor.
+constexpr bool few_operands(int weight_bits, int token_tiles, int slots) {
+  return operand_words(weight_bits) * token_tiles * slots <= 32;
+}
+constexpr int maximum_few_tokens_warps(int weight_bits, int token_tiles, int slots) {
+  if (few_operands(weight_bits, token_tiles, slots)) return 12;
+  return operand_words(weight_bits) * token_tiles * slots <= 64 ? 16 : 8;
+}
+constexpr int few_tokens_blocks(int weight_bits, int token_tiles, int slots) {
+  return few_operands(weight_bits, token_tiles, slots) ? 2 : 1;
+}
+
+// The instances of a kernel: token tiles, and slots per warp at most.
+struct FewTokensInstance {
+  int token_tiles, slots;
+};
+// Of 4 bits; with 8, slots hold half as many columns and are twice as many.
+inline constexpr FewTokensInstance kFewTokensInstances[] = {{1, 2}, {1, 4}, {2, 2}, {4, 1}, {8, 1}};
+
+// The kernels, which take a FewTokensProblem; null where there is no such instance.
+const void* rows_kernel(int weight_bits, int token_tiles, int slots);
+const void* float_groups_kernel(int token_tiles, int slots, bool write_group_sums);
+const void* integer_groups_kernel(int token_tiles, int slots);
+
+}  // namespace nibble::group_int_a8_cuda
