@@ -23,8 +23,19 @@ __device__ inline uint32_t remote_address(uint32_t address, uint32_t rank) {
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
   return remote;
 }
-__device__ inline void store_remote(uint32_t address, uint32_t word) {
-  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+// Copies `bytes` (a multiple of 16) from this block's shared memory to another's and reports them to
+// `barrier`, which lies in that block too.
+__device__ inline void remote_copy(uint32_t remote, uint32_t shared, uint32_t bytes, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          remote),
+      "r"(shared), "r"(bytes), "r"(barrier)
+      : "memory");
 }
+__device__ inline void remote_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// What this thread stored into shared memory is seen by copies issued after the next barrier of the block.
+__device__ inline void fence_for_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 }  // namespace nibble::ptx

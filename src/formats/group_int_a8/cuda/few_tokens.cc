@@ -37,17 +37,9 @@ int occupied_warps(const FewTokensShape& shape, int slots) {
   return divided(shape.integer_slots(), slots) + divided(shape.outlier_slots(), slots);
 }
 
-// Shared memory beside the rings (few_tokens_kernel.cuh), for whole passes of tokens.
-int fixed_bytes(const FewTokensOperand& weights, int token_tiles, int warps, int cluster) {
-  const int tokens = 8 * token_tiles, kinds = weights.form == FewTokensForm::kRows ? 2 : 1;
-  const int sums = 2 * warps * tokens * 20 * 4;
-  const int received = cluster == 1 ? 0 : 2 * cluster * divided(tokens, cluster) * kTileRows * kinds * 4;
-  return sums + received + 8 * tokens;
-}
-
-int shared_bytes(const FewTokensOperand& weights, const FewTokensPlan& plan) {
-  const int ring = plan.stages * static_cast<int>(weights.shape.slot_bytes() + 8);
-  return plan.warps * ring + fixed_bytes(weights, plan.token_tiles, plan.warps, plan.cluster);
+FewTokensShared shared_of(const FewTokensOperand& weights, const FewTokensPlan& plan) {
+  return few_tokens_shared(weights.form == FewTokensForm::kRows, plan.token_tiles, plan.warps, plan.stages,
+                           static_cast<int>(weights.shape.slot_bytes()), plan.cluster, 8 * plan.token_tiles);
 }
 
 struct Launch {
@@ -57,7 +49,7 @@ struct Launch {
   Launch(const FewTokensOperand& weights, const FewTokensPlan& plan, cudaStream_t stream) {
     config.gridDim = dim3(plan.clusters * plan.cluster);
     config.blockDim = dim3(32 * plan.warps);
-    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes(weights, plan));
+    config.dynamicSmemBytes = static_cast<size_t>(shared_of(weights, plan).bytes);
     config.stream = stream;
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;
@@ -120,8 +112,8 @@ FewTokensPlan plan_few_tokens(const FewTokensOperand& weights, int tokens, int m
   const int per_multiprocessor = std::clamp(blocks == 0 ? 2 : blocks, 1, register_blocks);
 
   const int most = std::min(kBlockBytes, kMultiprocessorBytes / per_multiprocessor - 1024);
-  const int left = most - fixed_bytes(weights, plan.token_tiles, plan.warps, plan.cluster);
-  plan.stages = std::min(kMaximumStages, left / (plan.warps * static_cast<int>(weights.shape.slot_bytes() + 8)));
+  const int stage_bytes = plan.warps * static_cast<int>(weights.shape.slot_bytes() + 8);
+  plan.stages = std::min(kMaximumStages, (most - 8 - shared_of(weights, plan).bytes) / stage_bytes);
   NIBBLE_CHECK(plan.stages >= 1);
   plan.clusters = multiprocessors * per_multiprocessor;
   if (plan.cluster > 1) {
@@ -179,6 +171,7 @@ cudaError_t launch_few_tokens(const FewTokensOperand& weights, const FewTokensAc
         .slots_per_warp = plan.slots,
         .stages = plan.stages,
         .cluster = plan.cluster,
+        .shared = shared_of(weights, plan),
     };
     void* arguments[] = {&problem};
     if (const cudaError_t error = cudaLaunchKernelExC(&launch.config, kernel, arguments);

@@ -4,8 +4,9 @@
 // once and for all, so that a warp keeps the activations of its columns in registers as operands and only
 // weights move: each warp streams its own slots through a small ring in shared memory, which it fills itself
 // by bulk copies. The stream begins before the previous kernel has ended, because weights depend on nothing.
-// At the end of a tile the warps' sums meet in shared memory, then those of the cluster's blocks, in a fixed
-// order; a cluster finishes a tile while it computes the next.
+// At the end of a tile the warps' sums meet in shared memory, then those of the cluster's blocks, each of which
+// adds up, in a fixed order, what all have for its tokens. They arrive by copies that barriers in shared memory
+// count, so that no block waits: a tile is finished while the next is computed.
 //
 //      columns ->   warp 0     warp 1    ...   | warp 0 of the cluster's next block ...
 //      16 rows     slot slot  slot slot        |  slot slot                               + outlier slots
@@ -21,9 +22,6 @@
 
 namespace nibble::group_int_a8_cuda {
 namespace {
-
-// Words between two tokens' sums of 16 rows: makes the lanes' stores hit different banks.
-constexpr int kSumStride = 20;
 
 // What the rows' sums are multiplied by and added to.
 struct RowTerms {
@@ -51,15 +49,18 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
   const int cluster = blockIdx.x / blocks, clusters = gridDim.x / blocks;
   const int tiles = (p.n + kTileRows - 1) / kTileRows;
   const int own_tokens = (p.tokens - rank + blocks - 1) / blocks;  // tokens rank, rank + blocks, ...
-  const int most_tokens = (p.tokens + blocks - 1) / blocks;
 
-  // Shared memory: rings, their barriers, sums of the warps and of the cluster's blocks in two turns, tokens.
-  uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + warps * p.stages * p.slot_bytes);
-  uint32_t* const sums = reinterpret_cast<uint32_t*>(barriers + warps * p.stages);
-  uint32_t* const received = sums + 2 * warps * kBlockSums;
+  const FewTokensShared& at = p.shared;
+  uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + at.barriers);
+  uint32_t* const sums = reinterpret_cast<uint32_t*>(shared + at.sums);
   constexpr int kKinds = kRows ? 2 : 1;  // words per sum between blocks
-  const int turn_words = blocks * most_tokens * kTileRows * kKinds;
-  float* const token_scales = reinterpret_cast<float*>(received + (blocks > 1 ? 2 * turn_words : 0));
+  const int turn_words = blocks * at.exchange_words;
+  uint32_t* const sent = reinterpret_cast<uint32_t*>(shared + at.exchanged);
+  uint32_t* const received = sent + kTurns * turn_words;
+  const uint32_t arrived = ptx::shared_address(shared + at.exchange_barriers), freed = arrived + 8 * kTurns;
+  const uint32_t exchange_bytes = own_tokens * kTileRows * kKinds * 4;  // per block, to this one
+  const int owners = min(blocks, p.tokens);                             // blocks that have tokens
+  float* const token_scales = reinterpret_cast<float*>(shared + at.tokens);
   int32_t* const token_zeros = reinterpret_cast<int32_t*>(token_scales + kTokens);
 
   // This warp's slots: integer ones, or outlier ones.
@@ -99,14 +100,25 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
   }
   __syncwarp();
   ptx::launch_dependents();
-  // No block may write into another's shared memory before that one runs.
-  if (blocks > 1) ptx::cluster_arrive();
+  // No block may write into another's shared memory before that one runs and has its barriers.
+  if (blocks > 1) {
+    if (threadIdx.x == 0) {
+      uint64_t* const exchange = reinterpret_cast<uint64_t*>(shared + at.exchange_barriers);
+      for (int i = 0; i < kTurns; ++i) {
+        ptx::barrier_init(exchange + i, 1);
+        ptx::barrier_init(exchange + kTurns + i, owners);
+      }
+      ptx::fence_barrier_init();
+      for (int i = 0; i < kTurns; ++i)
+        ptx::barrier_arrive_expecting(arrived + 8 * i, blocks * exchange_bytes);
+    }
+    ptx::cluster_arrive();
+  }
 
   ptx::wait_for_previous_kernel();
-  if (threadIdx.x < kTokens) {
-    const bool inside = threadIdx.x < p.tokens;
-    token_scales[threadIdx.x] = inside ? p.scales[threadIdx.x] : 0.0f;
-    if constexpr (kRows) token_zeros[threadIdx.x] = inside ? p.zeros[threadIdx.x] : 0;
+  for (int i = threadIdx.x; i < p.tokens; i += blockDim.x) {
+    token_scales[i] = p.scales[i];
+    if constexpr (kRows) token_zeros[i] = p.zeros[i];
   }
   // Slot j's operands for 8 tokens: words 2 s, 2 s + 1 of step s.
   uint32_t b[kSlots][kTokenTiles][kWords];
@@ -130,8 +142,8 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
             uint2 half[2] = {{0, 0}, {0, 0}};
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-              const int at = 32 * i + 8 * q;
-              if (wanted && column + at < p.code_stride) half[i] = *reinterpret_cast<const uint2*>(codes + at);
+              const int more = 32 * i + 8 * q;
+              if (wanted && column + more < p.code_stride) half[i] = *reinterpret_cast<const uint2*>(codes + more);
             }
             words = {half[0].x, half[0].y, half[1].x, half[1].y};
           }
@@ -188,37 +200,45 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
     p.y[token * p.y_stride + row] = __float2half_rn(value + terms.bias);
   };
   const auto block_total = [&](int turn, int token) {
-    const uint32_t* at = sums + turn * warps * kBlockSums + token * kSumStride + threadIdx.x % kTileRows;
+    const uint32_t* word = sums + turn * warps * kBlockSums + token * kSumStride + threadIdx.x % kTileRows;
     Total total = {0, 0};
     int w = 0;
     if constexpr (!kFloat) {
 #pragma unroll 4
-      for (; w < integer_here; ++w, at += kBlockSums) total.integer += static_cast<int32_t>(*at);
+      for (; w < integer_here; ++w, word += kBlockSums) total.integer += static_cast<int32_t>(*word);
     }
     if constexpr (kRows || kFloat) {
 #pragma unroll 4
-      for (; w < busy_here; ++w, at += kBlockSums) total.real += __uint_as_float(*at);
+      for (; w < busy_here; ++w, word += kBlockSums) total.real += __uint_as_float(*word);
     }
     return total;
   };
-  const auto finish_received = [&](int tile, int turn, const RowTerms& terms) {
+  // `index` counts this cluster's tiles; it and those around it use different turns.
+  const auto finish_received = [&](int index, const RowTerms& terms) {
+    const int turn = index % kTurns;
+    ptx::barrier_wait(arrived + 8 * turn, index / kTurns % 2);
     for (int i = threadIdx.x; i < finishing; i += blockDim.x) {
       Total total = {0, 0};
       for (int sender = 0; sender < blocks; ++sender) {
-        const uint32_t* const at =
-            received + turn * turn_words + (sender * most_tokens * kTileRows + i) * kKinds;
-        if constexpr (!kFloat) total.integer += static_cast<int32_t>(at[0]);
-        if constexpr (kRows || kFloat) total.real += __uint_as_float(at[kKinds - 1]);
+        const uint32_t* const words = received + turn * turn_words + sender * at.exchange_words + i * kKinds;
+        if constexpr (!kFloat) total.integer += static_cast<int32_t>(words[0]);
+        if constexpr (kRows || kFloat) total.real += __uint_as_float(words[kKinds - 1]);
       }
-      finish(tile, i / kTileRows * blocks + rank, terms, total);
+      finish(cluster + index * clusters, i / kTileRows * blocks + rank, terms, total);
     }
   };
+  // After all threads have read what arrived for tile `index`.
+  const auto free_received = [&](int index) {
+    if (own_tokens == 0 || static_cast<int>(threadIdx.x) >= blocks) return;
+    const int turn = index % kTurns;
+    if (threadIdx.x == 0) ptx::barrier_arrive_expecting(arrived + 8 * turn, blocks * exchange_bytes);
+    ptx::remote_arrive(ptx::remote_address(freed + 8 * turn, threadIdx.x));
+  };
 
-  int stage = 0, turn = 0;
+  int stage = 0, index = 0;
   uint32_t parity = 0;
   RowTerms previous_terms;
-  int previous_tile = -1;
-  for (int tile = cluster; tile < tiles; tile += clusters) {
+  for (int tile = cluster; tile < tiles; tile += clusters, ++index) {
     const RowTerms terms = load_terms(tile);
     // INT32 sums, or the bits of floats.
     int32_t d[kTokenTiles][4] = {};
@@ -271,11 +291,14 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
                 const int group = step >> p.group_shift;
                 const uint8_t* const scales = slot + kSlotCodeBytes + group * kTileRows * p.scale_bytes;
                 if constexpr (kWriteGroupSums) {
+                  // Opaque, lest the addresses of all these stores be kept in registers.
+                  int first_token = 2 * q;
+                  asm volatile("" : "+r"(first_token));
 #pragma unroll
                   for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
-                      const int token = 8 * t + 2 * q + i % 2, row = tile * kTileRows + g + i / 2 * 8;
+                      const int token = 8 * t + first_token + i % 2, row = tile * kTileRows + g + i / 2 * 8;
                       const int all = ((first_slot + j) << (3 - p.group_shift)) + group;
                       if (token < p.tokens && row < p.n && all < p.groups) {
                         p.accumulators[(token * p.n + row) * p.groups + all] = group_sums[t][i] >> 4;
@@ -328,7 +351,8 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
       }
     }
 
-    // Two buffers in turn: a warp can be at most one tile ahead of the slowest reader.
+    // Without a cluster two buffers in turn: a warp can be at most one tile ahead of the slowest reader.
+    const int turn = blocks == 1 ? index % 2 : 0;
     if (count > 0) {
       uint32_t* const mine = sums + (turn * warps + warp) * kBlockSums;
 #pragma unroll
@@ -340,34 +364,42 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
         }
       }
     }
-    if (blocks > 1 && previous_tile >= 0) ptx::cluster_wait();
     __syncthreads();
     if (blocks == 1) {
       for (int i = threadIdx.x; i < finishing; i += blockDim.x) {
         finish(tile, i / kTileRows, terms, block_total(turn, i / kTileRows));
       }
-    } else {
-      if (previous_tile >= 0) finish_received(previous_tile, turn ^ 1, previous_terms);
-      for (int i = threadIdx.x; i < p.tokens * kTileRows; i += blockDim.x) {
-        const int token = i / kTileRows;
-        const Total total = block_total(turn, token);
-        const int place = (rank * most_tokens + token / blocks) * kTileRows + i % kTileRows;
-        const uint32_t to = ptx::remote_address(
-            ptx::shared_address(received + turn * turn_words + place * kKinds), token % blocks);
-        if constexpr (!kFloat) ptx::store_remote(to, static_cast<uint32_t>(total.integer));
-        if constexpr (kRows || kFloat) {
-          ptx::store_remote(to + 4 * (kKinds - 1), __float_as_uint(total.real));
-        }
-      }
-      ptx::cluster_arrive();
-      previous_tile = tile;
-      previous_terms = terms;
+      continue;
     }
-    turn ^= 1;
+    if (index >= 2) free_received(index - 2);
+    const int exchange = index % kTurns;
+    if (index >= kTurns) ptx::barrier_wait(freed + 8 * exchange, (index / kTurns - 1) % 2);
+    for (int i = threadIdx.x; i < p.tokens * kTileRows; i += blockDim.x) {
+      const int token = i / kTileRows;
+      const Total total = block_total(turn, token);
+      uint32_t* const words = sent + exchange * turn_words + token % blocks * at.exchange_words +
+                              (token / blocks * kTileRows + i % kTileRows) * kKinds;
+      if constexpr (!kFloat) words[0] = static_cast<uint32_t>(total.integer);
+      if constexpr (kRows || kFloat) words[kKinds - 1] = __float_as_uint(total.real);
+    }
+    ptx::fence_for_copies();
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < owners) {
+      const int to = threadIdx.x, tokens_there = (p.tokens - to + blocks - 1) / blocks;
+      const int from_words = exchange * turn_words + to * at.exchange_words;
+      const int to_words = exchange * turn_words + rank * at.exchange_words;
+      ptx::remote_copy(ptx::remote_address(ptx::shared_address(received + to_words), to),
+                       ptx::shared_address(sent + from_words), tokens_there * kTileRows * kKinds * 4,
+                       ptx::remote_address(arrived + 8 * exchange, to));
+    }
+    if (index >= 1 && own_tokens > 0) finish_received(index - 1, previous_terms);
+    previous_terms = terms;
   }
-  if (blocks > 1 && previous_tile >= 0) {
+  if (blocks > 1) {
+    if (index >= 1 && own_tokens > 0) finish_received(index - 1, previous_terms);
+    // Copies from, and arrivals at, this block's shared memory may still be under way.
+    ptx::cluster_arrive();
     ptx::cluster_wait();
-    finish_received(previous_tile, turn ^ 1, previous_terms);
   }
 }
 

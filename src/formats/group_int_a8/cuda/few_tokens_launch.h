@@ -9,6 +9,34 @@
 
 namespace nibble::group_int_a8_cuda {
 
+// Words between two tokens' sums of 16 rows: makes the lanes' stores hit different banks.
+inline constexpr int kSumStride = 20;
+// Tiles whose sums are under way between the blocks of a cluster.
+inline constexpr int kTurns = 4;
+
+// Byte offsets into a block's shared memory.
+struct FewTokensShared {
+  int barriers;   // one per stage of every warp's ring, which lies at 0
+  int sums;       // words [turns][warp][8 token tiles][kSumStride]; two turns without a cluster, else one
+  int exchanged;  // between blocks: words [kTurns][to block], then [kTurns][from block], of exchange_words each
+  int exchange_barriers;  // received [kTurns], freed [kTurns]
+  int tokens;             // scales, zeros
+  int bytes;
+  int exchange_words;  // [tokens of a block at most][16 rows][kinds of sums]
+};
+constexpr FewTokensShared few_tokens_shared(bool rows, int token_tiles, int warps, int stages, int slot_bytes,
+                                            int cluster, int tokens) {
+  FewTokensShared at = {};
+  at.barriers = warps * stages * slot_bytes;
+  at.sums = (at.barriers + 8 * warps * stages + 15) / 16 * 16;
+  at.exchanged = at.sums + (cluster == 1 ? 2 : 1) * warps * 8 * token_tiles * kSumStride * 4;
+  at.exchange_words = (tokens + cluster - 1) / cluster * kTileRows * (rows ? 2 : 1);
+  at.exchange_barriers = at.exchanged + (cluster == 1 ? 0 : 2 * kTurns * cluster * at.exchange_words * 4);
+  at.tokens = at.exchange_barriers + 8 * 2 * kTurns;
+  at.bytes = at.tokens + 8 * 8 * token_tiles;
+  return at;
+}
+
 // One pass over the weights, for up to 8 times the instance's token tiles.
 struct FewTokensProblem {
   const uint8_t* slots;
@@ -27,6 +55,7 @@ struct FewTokensProblem {
   int group_shift;  // a group is 2^group_shift steps of 32 columns
   int scale_bytes, groups;
   int slots_per_warp, stages, cluster;
+  FewTokensShared shared;
 };
 
 // 32-bit registers per lane that hold 8 tokens' activations of one slot.

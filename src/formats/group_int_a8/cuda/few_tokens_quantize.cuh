@@ -1,6 +1,6 @@
-// What the quantization of few tokens shares between group_int_a8 and quik. One block per token: its range,
-// then its codes. At few tokens a token's latency is what counts, hence large blocks; the row is read twice,
-// the second time from the cache.
+// What the quantization of few tokens shares between group_int_a8 and quik. One block per token, which keeps
+// the token in registers: at few tokens it is the latency of one that counts. Maxima are taken of the bits of
+// FP16 magnitudes, which order like the magnitudes and put infinities and NaNs (0x7C00 and above) on top.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -12,41 +12,47 @@
 namespace nibble::few_tokens {
 namespace {
 
-constexpr int kThreads = 1024;
+// Small enough to start beside the blocks of the previous product.
+constexpr int kThreads = 512;
+constexpr int kColumnsPerTurn = 8 * kThreads;  // a thread takes 8 consecutive columns, then the next turn's
+constexpr uint32_t kInfinityBits = 0x7C00;
 
-// Eight consecutive values from `column` on; zeros beyond k.
-struct Eight {
-  float value[8];
-};
-__device__ inline Eight load_eight(const __half* row, int column, int k) {
-  Eight eight;
+// Eight FP16 values from `column` of a row of k; zeros beyond it.
+__device__ inline uint4 load_eight(const __half* row, int column, int k) {
+  uint4 bits = {0, 0, 0, 0};
   if (k % 8 == 0) {
-    const uint4 bits = *reinterpret_cast<const uint4*>(row + column);
-    const __half2* const pairs = reinterpret_cast<const __half2*>(&bits);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 pair = __half22float2(pairs[i]);
-      eight.value[2 * i] = pair.x;
-      eight.value[2 * i + 1] = pair.y;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) eight.value[i] = column + i < k ? __half2float(row[column + i]) : 0.0f;
+    if (column < k) bits = *reinterpret_cast<const uint4*>(row + column);
+    return bits;
   }
-  return eight;
+  const auto half = [&](int i) -> uint32_t { return column + i < k ? __half_as_ushort(row[column + i]) : 0; };
+  return {half(0) | half(1) << 16, half(2) | half(3) << 16, half(4) | half(5) << 16, half(6) | half(7) << 16};
+}
+__device__ inline uint32_t half_bits(const uint4& eight, int i) {
+  const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+  return words[i / 2] >> (16 * (i % 2)) & 0xFFFF;
+}
+__device__ inline float half_value(const uint4& eight, int i) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(half_bits(eight, i))));
+}
+__device__ inline float magnitude(uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
-// The largest of all threads' values (nothing is smaller than 0), to all threads.
-__device__ inline float block_maximum(float value, float* shared) {
-  for (int lane = 16; lane > 0; lane /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, lane));
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+// The largest of all threads' low and high halves of `pair`, to all threads.
+__device__ inline uint32_t block_maximum(uint32_t pair, uint32_t (&of_warps)[2][kThreads / 32]) {
+  const uint32_t low = __reduce_max_sync(0xffffffffu, pair & 0xFFFF),
+                 high = __reduce_max_sync(0xffffffffu, pair >> 16);
+  if (threadIdx.x % 32 == 0) {
+    of_warps[0][threadIdx.x / 32] = low;
+    of_warps[1][threadIdx.x / 32] = high;
+  }
   __syncthreads();
-  value = shared[threadIdx.x % 32];
-  for (int lane = 16; lane > 0; lane /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, lane));
-  return value;
+  const int warp = threadIdx.x % (kThreads / 32);
+  return __reduce_max_sync(0xffffffffu, of_warps[0][warp]) |
+         __reduce_max_sync(0xffffffffu, of_warps[1][warp]) << 16;
 }
 
-// A launch that may start before the previous kernel has ended.
+// A launch of one block per token that may start before the previous kernel has ended.
 struct TokenLaunch {
   cudaLaunchConfig_t config = {};
   cudaLaunchAttribute attribute = {};
@@ -63,6 +69,17 @@ struct TokenLaunch {
   TokenLaunch(const TokenLaunch&) = delete;
   TokenLaunch& operator=(const TokenLaunch&) = delete;
 };
+
+// Calls `launch` with the number of turns that k columns take, as a constant: 1, 2, 4, 8 or 16.
+template <typename Launch>
+cudaError_t for_turns(int k, const Launch& launch) {
+  if (k <= kColumnsPerTurn) return launch.template operator()<1>();
+  if (k <= 2 * kColumnsPerTurn) return launch.template operator()<2>();
+  if (k <= 4 * kColumnsPerTurn) return launch.template operator()<4>();
+  if (k <= 8 * kColumnsPerTurn) return launch.template operator()<8>();
+  if (k <= 16 * kColumnsPerTurn) return launch.template operator()<16>();
+  return cudaErrorInvalidValue;
+}
 
 }  // namespace
 }  // namespace nibble::few_tokens
