@@ -39,7 +39,7 @@ int occupied_warps(const FewTokensShape& shape, int slots) {
 
 FewTokensShared shared_of(const FewTokensOperand& weights, const FewTokensPlan& plan) {
   return few_tokens_shared(weights.form == FewTokensForm::kRows, plan.token_tiles, plan.warps, plan.stages,
-                           static_cast<int>(weights.shape.slot_bytes()), plan.cluster, 8 * plan.token_tiles);
+                           static_cast<int>(weights.shape.slot_bytes()), plan.cluster);
 }
 
 struct Launch {
@@ -71,7 +71,7 @@ bool choose(const FewTokensOperand& weights, int token_tiles, FewTokensPlan* pla
       if (instance.token_tiles != token_tiles) continue;
       const int slots = instance.slots * slot_scale(bits);
       const int warps = divided(occupied_warps(weights.shape, slots), cluster);
-      if (warps > maximum_few_tokens_warps(bits, token_tiles, slots)) continue;
+      if (warps > maximum_few_tokens_warps(weights.form, bits, token_tiles, slots)) continue;
       plan->token_tiles = token_tiles;
       plan->slots = slots;
       plan->warps = warps;
@@ -144,6 +144,9 @@ cudaError_t launch_few_tokens(const FewTokensOperand& weights, const FewTokensAc
   const Launch launch(weights, plan, stream);
   const int step = 8 * plan.token_tiles;
   for (int first = 0; first < tokens; first += step) {
+    const int now = std::min(step, tokens - first);
+    const int most_tokens = divided(now, plan.cluster), kind_words = most_tokens * kTileRows;
+    const int block_words = (rows ? 2 : 1) * kind_words;
     FewTokensProblem problem = {
         .slots = weights.slots,
         .row_scales = weights.row_scales,
@@ -160,7 +163,7 @@ cudaError_t launch_few_tokens(const FewTokensOperand& weights, const FewTokensAc
         .y_stride = y_stride,
         .tile_bytes = shape.tile_bytes(),
         .n = static_cast<int>(shape.n),
-        .tokens = std::min(step, tokens - first),
+        .tokens = now,
         .outlier_count = static_cast<int>(shape.outliers),
         .integer_slots = static_cast<int>(shape.integer_slots()),
         .outlier_slots = static_cast<int>(shape.outlier_slots()),
@@ -170,7 +173,17 @@ cudaError_t launch_few_tokens(const FewTokensOperand& weights, const FewTokensAc
         .groups = groups,
         .slots_per_warp = plan.slots,
         .stages = plan.stages,
+        .tiles = static_cast<int>(shape.tiles()),
         .cluster = plan.cluster,
+        .clusters = plan.clusters,
+        .integer_warps = divided(shape.integer_slots(), plan.slots),
+        .busy_warps = occupied_warps(shape, plan.slots),
+        .most_tokens = most_tokens,
+        .owners = divided(now, most_tokens),
+        .kind_words = kind_words,
+        .block_words = block_words,
+        .turn_words = plan.cluster * block_words,
+        .aligned_rows = y_stride % 4 == 0 && reinterpret_cast<uintptr_t>(y) % 8 == 0,
         .shared = shared_of(weights, plan),
     };
     void* arguments[] = {&problem};

@@ -13,7 +13,7 @@ namespace nibble::group_int_a8_cuda {
 
 inline constexpr int kMaximumFewTokens = 64;
 
-// Device pointers of a FewTokensWeights; those that its form lacks are null.
+// Device pointers of a FewTokensWeights, 16-byte aligned; those that its form lacks are null.
 struct FewTokensOperand {
   FewTokensForm form = FewTokensForm::kRows;
   FewTokensShape shape;

@@ -23,19 +23,38 @@
 namespace nibble::group_int_a8_cuda {
 namespace {
 
-// What the rows' sums are multiplied by and added to.
-struct RowTerms {
-  float scale = 0, bias = 0;
-  int32_t code_sum = 0;
-};
+// What a tile's sums are multiplied by and added to, of 16 rows each.
+enum Term { kScale, kBias, kCodeSum, kTerms };
 
-struct Total {
-  int32_t integer;
-  float real;
-};
+// Copies a word, or writes a zero, in the background.
+__device__ inline void copy_word(uint32_t shared, const void* global, bool wanted) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(wanted ? 4 : 0)
+               : "memory");
+}
+__device__ inline void wait_for_copied_words() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// Sums of four consecutive rows: INT32 ones, and those of floats.
+struct Totals {
+  int4 integers = {0, 0, 0, 0};
+  float4 reals = {0, 0, 0, 0};
+};
+__device__ inline void add(Totals& to, const int4& words) {
+  to.integers.x += words.x;
+  to.integers.y += words.y;
+  to.integers.z += words.z;
+  to.integers.w += words.w;
+}
+__device__ inline void add_bits(Totals& to, const int4& words) {
+  to.reals.x += __int_as_float(words.x);
+  to.reals.y += __int_as_float(words.y);
+  to.reals.z += __int_as_float(words.z);
+  to.reals.w += __int_as_float(words.w);
+}
+__device__ inline int4 bits_of(const float4& reals) {
+  return {__float_as_int(reals.x), __float_as_int(reals.y), __float_as_int(reals.z), __float_as_int(reals.w)};
+}
 template <FewTokensForm kForm, int kBits, int kTokenTiles, int kSlots, bool kWriteGroupSums>
-__global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, kSlots) * 32,
+__global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenTiles, kSlots) * 32,
                                   few_tokens_blocks(kBits, kTokenTiles, kSlots))
     few_tokens_kernel(const __grid_constant__ FewTokensProblem p) {
   constexpr bool kRows = kForm == FewTokensForm::kRows, kFloat = kForm == FewTokensForm::kFloatGroups;
@@ -46,33 +65,31 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int warps = blockDim.x / 32, blocks = p.cluster;
   const int rank = blocks == 1 ? 0 : static_cast<int>(ptx::cluster_rank());
-  const int cluster = blockIdx.x / blocks, clusters = gridDim.x / blocks;
-  const int tiles = (p.n + kTileRows - 1) / kTileRows;
-  const int own_tokens = (p.tokens - rank + blocks - 1) / blocks;  // tokens rank, rank + blocks, ...
+  const int cluster = blockIdx.x / blocks;
+  // Each block of a cluster finishes `most_tokens` consecutive tokens, the last ones fewer.
+  const int first_token = rank * p.most_tokens;
+  const int own_tokens = max(0, min(p.most_tokens, p.tokens - first_token));
 
   const FewTokensShared& at = p.shared;
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + at.barriers);
-  uint32_t* const sums = reinterpret_cast<uint32_t*>(shared + at.sums);
-  constexpr int kKinds = kRows ? 2 : 1;  // words per sum between blocks
-  const int turn_words = blocks * at.exchange_words;
-  uint32_t* const sent = reinterpret_cast<uint32_t*>(shared + at.exchanged);
-  uint32_t* const received = sent + kTurns * turn_words;
+  int32_t* const sums = reinterpret_cast<int32_t*>(shared + at.sums);
+  // Between blocks: [block][kind][most tokens][16 rows], INT32 sums before those of floats.
+  constexpr int kKinds = kRows ? 2 : 1;
+  int32_t* const sent = reinterpret_cast<int32_t*>(shared + at.exchanged);
+  int32_t* const received = sent + kTurns * p.turn_words;
   const uint32_t arrived = ptx::shared_address(shared + at.exchange_barriers), freed = arrived + 8 * kTurns;
-  const uint32_t exchange_bytes = own_tokens * kTileRows * kKinds * 4;  // per block, to this one
-  const int owners = min(blocks, p.tokens);                             // blocks that have tokens
+  const uint32_t terms = ptx::shared_address(shared + at.terms);
   float* const token_scales = reinterpret_cast<float*>(shared + at.tokens);
   int32_t* const token_zeros = reinterpret_cast<int32_t*>(token_scales + kTokens);
 
   // This warp's slots: integer ones, or outlier ones.
-  const int integer_warps = (p.integer_slots + p.slots_per_warp - 1) / p.slots_per_warp;
-  const int outlier_warps = (p.outlier_slots + p.slots_per_warp - 1) / p.slots_per_warp;
   const int global_warp = rank * warps + warp;
-  const bool integers = !kRows || global_warp < integer_warps;
-  const int first_slot = (integers ? global_warp : global_warp - integer_warps) * p.slots_per_warp;
+  const bool integers = !kRows || global_warp < p.integer_warps;
+  const int first_slot = (integers ? global_warp : global_warp - p.integer_warps) * p.slots_per_warp;
   const int count =
       max(0, min(p.slots_per_warp, (integers ? p.integer_slots : p.outlier_slots) - first_slot));
-  const int integer_here = max(0, min(warps, integer_warps - rank * warps));
-  const int busy_here = max(0, min(warps, integer_warps + outlier_warps - rank * warps));
+  const int integer_here = max(0, min(warps, p.integer_warps - rank * warps));
+  const int busy_here = max(0, min(warps, p.busy_warps - rank * warps));
 
   const uint32_t ring = ptx::shared_address(shared + warp * p.stages * p.slot_bytes);
   const uint32_t filled = ptx::shared_address(barriers + warp * p.stages);
@@ -81,16 +98,16 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
       p.slots + (integers ? first_slot * p.slot_bytes
                           : p.integer_slots * p.slot_bytes + first_slot * kSlotCodeBytes);
   const uint64_t policy = ptx::evict_first_policy();
-  int fetch_tile = count > 0 ? cluster : tiles, fetch_slot = 0;
+  int fetch_tile = count > 0 ? cluster : p.tiles, fetch_slot = 0;
   // Lane 0: the next slot of the stream into `stage`, which all lanes have read.
   const auto fetch = [&](int stage) {
-    if (fetch_tile >= tiles) return;
+    if (fetch_tile >= p.tiles) return;
     ptx::barrier_arrive_expecting(filled + 8 * stage, copy_bytes);
     ptx::bulk_copy(ring + stage * p.slot_bytes, from + fetch_tile * p.tile_bytes + fetch_slot * copy_bytes,
                    copy_bytes, filled + 8 * stage, policy);
     if (++fetch_slot == count) {
       fetch_slot = 0;
-      fetch_tile += clusters;
+      fetch_tile += p.clusters;
     }
   };
   if (lane == 0) {
@@ -106,11 +123,11 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
       uint64_t* const exchange = reinterpret_cast<uint64_t*>(shared + at.exchange_barriers);
       for (int i = 0; i < kTurns; ++i) {
         ptx::barrier_init(exchange + i, 1);
-        ptx::barrier_init(exchange + kTurns + i, owners);
+        ptx::barrier_init(exchange + kTurns + i, p.owners);
       }
       ptx::fence_barrier_init();
       for (int i = 0; i < kTurns; ++i)
-        ptx::barrier_arrive_expecting(arrived + 8 * i, blocks * exchange_bytes);
+        ptx::barrier_arrive_expecting(arrived + 8 * i, 4 * p.turn_words);
     }
     ptx::cluster_arrive();
   }
@@ -170,76 +187,102 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
   }
   if (blocks > 1) ptx::cluster_wait();
 
-  // The threads that finish a tile take (token, row) = (i / 16, i % 16) for i = threadIdx.x, + blockDim.x ...
-  const int finishing = (blocks == 1 ? p.tokens : own_tokens) * kTileRows;
-  const auto load_terms = [&](int tile) {
-    RowTerms terms;
-    const int row = tile * kTileRows + static_cast<int>(threadIdx.x % kTileRows);
-    if (row < p.n && static_cast<int>(threadIdx.x) < finishing) {
-      if constexpr (!kFloat) terms.scale = __ldg(p.row_scales + row);
-      if constexpr (kRows) terms.code_sum = __ldg(p.code_sums + row);
-      if (p.bias != nullptr) terms.bias = __ldg(p.bias + row);
+  // The threads that finish a tile take (token, four rows) = (i / 4, 4 (i % 4)) for i = threadIdx.x, + blockDim.x
+  const int quad = 4 * (threadIdx.x % 4);
+  // The terms of tile `index` come while it is computed.
+  const auto fetch_terms = [&](int tile, int index) {
+    for (int i = threadIdx.x; i < kTerms * kTileRows; i += blockDim.x) {
+      const int term = i / kTileRows, row = tile * kTileRows + i % kTileRows;
+      const void* from = term == kScale ? static_cast<const void*>(p.row_scales)
+                                        : term == kBias ? static_cast<const void*>(p.bias) : p.code_sums;
+      const bool wanted = from != nullptr && row < p.n;
+      const int64_t offset = wanted ? 4 * int64_t{row} : 0;
+      copy_word(terms + 4 * (index % kTurns * kTerms * kTileRows + i),
+                static_cast<const uint8_t*>(from != nullptr ? from : p.slots) + offset, wanted);
     }
-    return terms;
   };
-  const auto finish = [&](int tile, int token, const RowTerms& terms, Total total) {
-    const int row = tile * kTileRows + static_cast<int>(threadIdx.x % kTileRows);
-    if (row >= p.n) return;
-    float value = total.real;
+  const auto finish_row = [&](int token, int row, float scale, float bias, int code_sum, int integer, float real) {
+    float value = real;
     if constexpr (!kFloat) {
-      const int32_t sum = kRows && kBits == 4 ? total.integer >> 4 : total.integer;
-      if (p.accumulators != nullptr) p.accumulators[int64_t{token} * p.n + row] = sum;
+      const int32_t sum = kRows && kBits == 4 ? integer >> 4 : integer;
+      if (p.accumulators != nullptr && row < p.n) p.accumulators[int64_t{token} * p.n + row] = sum;
       if constexpr (kRows) {
-        const float scale = token_scales[token] * terms.scale;
-        value += scale * static_cast<float>(sum - token_zeros[token] * terms.code_sum);
+        value += token_scales[token] * scale * static_cast<float>(sum - token_zeros[token] * code_sum);
       } else {
-        value = static_cast<float>(sum) * terms.scale;
+        value = static_cast<float>(sum) * scale;
       }
     }
     if constexpr (!kRows) value *= token_scales[token];
-    p.y[token * p.y_stride + row] = __float2half_rn(value + terms.bias);
+    return __float2half_rn(value + bias);
   };
-  const auto block_total = [&](int turn, int token) {
-    const uint32_t* word = sums + turn * warps * kBlockSums + token * kSumStride + threadIdx.x % kTileRows;
-    Total total = {0, 0};
+  const auto finish = [&](int index, int token, const Totals& totals) {
+    const int row = (cluster + index * p.clusters) * kTileRows + quad;
+    const uint8_t* const own_terms = shared + at.terms + 4 * (index % kTurns * kTerms * kTileRows + quad);
+    const auto term = [&](Term which) {
+      return *reinterpret_cast<const int4*>(own_terms + 4 * which * kTileRows);
+    };
+    const int4 scales = term(kScale), biases = term(kBias), code_sums = term(kCodeSum);
+    const __half values[4] = {finish_row(token, row, __int_as_float(scales.x), __int_as_float(biases.x), code_sums.x,
+                                         totals.integers.x, totals.reals.x),
+                              finish_row(token, row + 1, __int_as_float(scales.y), __int_as_float(biases.y), code_sums.y,
+                                         totals.integers.y, totals.reals.y),
+                              finish_row(token, row + 2, __int_as_float(scales.z), __int_as_float(biases.z), code_sums.z,
+                                         totals.integers.z, totals.reals.z),
+                              finish_row(token, row + 3, __int_as_float(scales.w), __int_as_float(biases.w), code_sums.w,
+                                         totals.integers.w, totals.reals.w)};
+    __half* const y = p.y + token * p.y_stride + row;
+    if (p.aligned_rows && row + 4 <= p.n) {
+      *reinterpret_cast<uint2*>(y) = {__half_as_ushort(values[0]) | uint32_t{__half_as_ushort(values[1])} << 16,
+                                      __half_as_ushort(values[2]) | uint32_t{__half_as_ushort(values[3])} << 16};
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (row + i < p.n) y[i] = values[i];
+      }
+    }
+  };
+  const auto block_totals = [&](int turn, int token) {
+    const int32_t* words = sums + turn * warps * kBlockSums + token * kSumStride + quad;
+    Totals totals;
     int w = 0;
     if constexpr (!kFloat) {
 #pragma unroll 4
-      for (; w < integer_here; ++w, word += kBlockSums) total.integer += static_cast<int32_t>(*word);
+      for (; w < integer_here; ++w, words += kBlockSums) add(totals, *reinterpret_cast<const int4*>(words));
     }
     if constexpr (kRows || kFloat) {
 #pragma unroll 4
-      for (; w < busy_here; ++w, word += kBlockSums) total.real += __uint_as_float(*word);
+      for (; w < busy_here; ++w, words += kBlockSums) add_bits(totals, *reinterpret_cast<const int4*>(words));
     }
-    return total;
+    return totals;
   };
   // `index` counts this cluster's tiles; it and those around it use different turns.
-  const auto finish_received = [&](int index, const RowTerms& terms) {
+  const auto finish_received = [&](int index) {
     const int turn = index % kTurns;
     ptx::barrier_wait(arrived + 8 * turn, index / kTurns % 2);
-    for (int i = threadIdx.x; i < finishing; i += blockDim.x) {
-      Total total = {0, 0};
-      for (int sender = 0; sender < blocks; ++sender) {
-        const uint32_t* const words = received + turn * turn_words + sender * at.exchange_words + i * kKinds;
-        if constexpr (!kFloat) total.integer += static_cast<int32_t>(words[0]);
-        if constexpr (kRows || kFloat) total.real += __uint_as_float(words[kKinds - 1]);
+    for (int i = threadIdx.x; i < own_tokens * 4; i += blockDim.x) {
+      const int32_t* words = received + turn * p.turn_words + i / 4 * kTileRows + quad;
+      Totals totals;
+      for (int sender = 0; sender < blocks; ++sender, words += p.block_words) {
+        if constexpr (!kFloat) add(totals, *reinterpret_cast<const int4*>(words));
+        if constexpr (kRows || kFloat) {
+          add_bits(totals, *reinterpret_cast<const int4*>(words + (kKinds - 1) * p.kind_words));
+        }
       }
-      finish(cluster + index * clusters, i / kTileRows * blocks + rank, terms, total);
+      finish(index, first_token + i / 4, totals);
     }
   };
   // After all threads have read what arrived for tile `index`.
   const auto free_received = [&](int index) {
     if (own_tokens == 0 || static_cast<int>(threadIdx.x) >= blocks) return;
     const int turn = index % kTurns;
-    if (threadIdx.x == 0) ptx::barrier_arrive_expecting(arrived + 8 * turn, blocks * exchange_bytes);
+    if (threadIdx.x == 0) ptx::barrier_arrive_expecting(arrived + 8 * turn, 4 * p.turn_words);
     ptx::remote_arrive(ptx::remote_address(freed + 8 * turn, threadIdx.x));
   };
 
   int stage = 0, index = 0;
   uint32_t parity = 0;
-  RowTerms previous_terms;
-  for (int tile = cluster; tile < tiles; tile += clusters, ++index) {
-    const RowTerms terms = load_terms(tile);
+  for (int tile = cluster; tile < p.tiles; tile += p.clusters, ++index) {
+    fetch_terms(tile, index);
     // INT32 sums, or the bits of floats.
     int32_t d[kTokenTiles][4] = {};
 #pragma unroll
@@ -292,13 +335,13 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
                 const uint8_t* const scales = slot + kSlotCodeBytes + group * kTileRows * p.scale_bytes;
                 if constexpr (kWriteGroupSums) {
                   // Opaque, lest the addresses of all these stores be kept in registers.
-                  int first_token = 2 * q;
-                  asm volatile("" : "+r"(first_token));
+                  int lane_token = 2 * q;
+                  asm volatile("" : "+r"(lane_token));
 #pragma unroll
                   for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
-                      const int token = 8 * t + first_token + i % 2, row = tile * kTileRows + g + i / 2 * 8;
+                      const int token = 8 * t + lane_token + i % 2, row = tile * kTileRows + g + i / 2 * 8;
                       const int all = ((first_slot + j) << (3 - p.group_shift)) + group;
                       if (token < p.tokens && row < p.n && all < p.groups) {
                         p.accumulators[(token * p.n + row) * p.groups + all] = group_sums[t][i] >> 4;
@@ -354,49 +397,50 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kBits, kTokenTiles, k
     // Without a cluster two buffers in turn: a warp can be at most one tile ahead of the slowest reader.
     const int turn = blocks == 1 ? index % 2 : 0;
     if (count > 0) {
-      uint32_t* const mine = sums + (turn * warps + warp) * kBlockSums;
+      int32_t* const mine = sums + (turn * warps + warp) * kBlockSums;
 #pragma unroll
       for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int token = 8 * t + 2 * q + i % 2;
-          if (token < p.tokens) mine[token * kSumStride + g + i / 2 * 8] = static_cast<uint32_t>(d[t][i]);
+          if (token < p.tokens) mine[token * kSumStride + g + i / 2 * 8] = d[t][i];
         }
       }
     }
+    wait_for_copied_words();
     __syncthreads();
     if (blocks == 1) {
-      for (int i = threadIdx.x; i < finishing; i += blockDim.x) {
-        finish(tile, i / kTileRows, terms, block_total(turn, i / kTileRows));
+      for (int i = threadIdx.x; i < p.tokens * 4; i += blockDim.x) {
+        finish(index, i / 4, block_totals(turn, i / 4));
       }
       continue;
     }
     if (index >= 2) free_received(index - 2);
     const int exchange = index % kTurns;
     if (index >= kTurns) ptx::barrier_wait(freed + 8 * exchange, (index / kTurns - 1) % 2);
-    for (int i = threadIdx.x; i < p.tokens * kTileRows; i += blockDim.x) {
-      const int token = i / kTileRows;
-      const Total total = block_total(turn, token);
-      uint32_t* const words = sent + exchange * turn_words + token % blocks * at.exchange_words +
-                              (token / blocks * kTileRows + i % kTileRows) * kKinds;
-      if constexpr (!kFloat) words[0] = static_cast<uint32_t>(total.integer);
-      if constexpr (kRows || kFloat) words[kKinds - 1] = __float_as_uint(total.real);
+    int32_t* const sent_now = sent + exchange * p.turn_words;
+    for (int i = threadIdx.x; i < p.tokens * 4; i += blockDim.x) {
+      const Totals totals = block_totals(turn, i / 4);
+      // Blocks' shares follow each other, one kind after the other.
+      const int to = kKinds == 1 ? 0 : i / 4 / p.most_tokens;
+      int32_t* const words = sent_now + to * (p.block_words - p.kind_words) + i / 4 * kTileRows + quad;
+      if constexpr (!kFloat) *reinterpret_cast<int4*>(words) = totals.integers;
+      if constexpr (kRows || kFloat) {
+        *reinterpret_cast<int4*>(words + (kKinds - 1) * p.kind_words) = bits_of(totals.reals);
+      }
     }
     ptx::fence_for_copies();
     __syncthreads();
-    if (static_cast<int>(threadIdx.x) < owners) {
-      const int to = threadIdx.x, tokens_there = (p.tokens - to + blocks - 1) / blocks;
-      const int from_words = exchange * turn_words + to * at.exchange_words;
-      const int to_words = exchange * turn_words + rank * at.exchange_words;
-      ptx::remote_copy(ptx::remote_address(ptx::shared_address(received + to_words), to),
-                       ptx::shared_address(sent + from_words), tokens_there * kTileRows * kKinds * 4,
+    if (static_cast<int>(threadIdx.x) < p.owners) {
+      const int to = threadIdx.x;
+      ptx::remote_copy(ptx::remote_address(ptx::shared_address(received + exchange * p.turn_words + rank * p.block_words), to),
+                       ptx::shared_address(sent_now + to * p.block_words), 4 * p.block_words,
                        ptx::remote_address(arrived + 8 * exchange, to));
     }
-    if (index >= 1 && own_tokens > 0) finish_received(index - 1, previous_terms);
-    previous_terms = terms;
+    if (index >= 1 && own_tokens > 0) finish_received(index - 1);
   }
   if (blocks > 1) {
-    if (index >= 1 && own_tokens > 0) finish_received(index - 1, previous_terms);
+    if (index >= 1 && own_tokens > 0) finish_received(index - 1);
     // Copies from, and arrivals at, this block's shared memory may still be under way.
     ptx::cluster_arrive();
     ptx::cluster_wait();

@@ -18,21 +18,23 @@ inline constexpr int kTurns = 4;
 struct FewTokensShared {
   int barriers;   // one per stage of every warp's ring, which lies at 0
   int sums;       // words [turns][warp][8 token tiles][kSumStride]; two turns without a cluster, else one
-  int exchanged;  // between blocks: words [kTurns][to block], then [kTurns][from block], of exchange_words each
+  int exchanged;  // between blocks: words [kTurns][to block][...], then [kTurns][from block][...]
   int exchange_barriers;  // received [kTurns], freed [kTurns]
+  int terms;              // words [kTurns][3][16 rows]
   int tokens;             // scales, zeros
   int bytes;
-  int exchange_words;  // [tokens of a block at most][16 rows][kinds of sums]
 };
 constexpr FewTokensShared few_tokens_shared(bool rows, int token_tiles, int warps, int stages, int slot_bytes,
-                                            int cluster, int tokens) {
+                                            int cluster) {
   FewTokensShared at = {};
   at.barriers = warps * stages * slot_bytes;
   at.sums = (at.barriers + 8 * warps * stages + 15) / 16 * 16;
   at.exchanged = at.sums + (cluster == 1 ? 2 : 1) * warps * 8 * token_tiles * kSumStride * 4;
-  at.exchange_words = (tokens + cluster - 1) / cluster * kTileRows * (rows ? 2 : 1);
-  at.exchange_barriers = at.exchanged + (cluster == 1 ? 0 : 2 * kTurns * cluster * at.exchange_words * 4);
-  at.tokens = at.exchange_barriers + 8 * 2 * kTurns;
+  // [kinds of sums][tokens of a block at most][16 rows]
+  const int exchange_words = (rows ? 2 : 1) * ((8 * token_tiles + cluster - 1) / cluster) * kTileRows;
+  at.exchange_barriers = at.exchanged + (cluster == 1 ? 0 : 2 * kTurns * cluster * exchange_words * 4);
+  at.terms = at.exchange_barriers + 8 * 2 * kTurns;
+  at.tokens = at.terms + 4 * kTurns * 3 * kTileRows;
   at.bytes = at.tokens + 8 * 8 * token_tiles;
   return at;
 }
@@ -54,7 +56,13 @@ struct FewTokensProblem {
   int integer_slots, outlier_slots, slot_bytes;
   int group_shift;  // a group is 2^group_shift steps of 32 columns
   int scale_bytes, groups;
-  int slots_per_warp, stages, cluster;
+  int slots_per_warp, stages;
+  int tiles, cluster, clusters;
+  int integer_warps, busy_warps;  // of a cluster
+  // Between a cluster's blocks: tokens that each finishes at most, blocks that have some, and words of one kind
+  // of sums, of all kinds, and of all blocks.
+  int most_tokens, owners, kind_words, block_words, turn_words;
+  bool aligned_rows;  // four outputs can be stored as one
   FewTokensShared shared;
 };
 
@@ -65,9 +73,11 @@ constexpr int operand_words(int weight_bits) { return weight_bits == 4 ? 16 : 8;
 constexpr bool few_operands(int weight_bits, int token_tiles, int slots) {
   return operand_words(weight_bits) * token_tiles * slots <= 32;
 }
-constexpr int maximum_few_tokens_warps(int weight_bits, int token_tiles, int slots) {
+constexpr int maximum_few_tokens_warps(FewTokensForm form, int weight_bits, int token_tiles, int slots) {
   if (few_operands(weight_bits, token_tiles, slots)) return 12;
-  return operand_words(weight_bits) * token_tiles * slots <= 64 ? 16 : 8;
+  if (operand_words(weight_bits) * token_tiles * slots > 64) return 8;
+  // Outlier columns take a few registers more.
+  return form != FewTokensForm::kRows ? 16 : token_tiles == 1 ? 15 : 12;
 }
 constexpr int few_tokens_blocks(int weight_bits, int token_tiles, int slots) {
   return few_operands(weight_bits, token_tiles, slots) ? 2 : 1;
