@@ -4,10 +4,10 @@
 //   cuda_integer_bench [--tokens 1,2,4,8,16,32,64] [--formats quik-4b,quik-8b,fptq,two-level] [--sweep]
 //
 // The four linears of a decoder block (q|k|v, o, gate|up, down) run one after another in a graph over several
-// copies of the weights, so that none is still in the L2 when its turn comes again. Every linear quantizes its
-// own FP16 input in a kernel before the product ("us"); in the column after it the codes are there already,
-// as behind a norm that quantizes. quik has 256 outlier columns, and of wider inputs their share. Random data;
-// medians.
+// copies of the weights, so that none is still in the L2 when its turn comes again. Every linear quantizes
+// its own FP16 input in a kernel before the product ("us"); in the column after it the codes are there
+// already, as behind a norm that quantizes. quik has 256 outlier columns, and of wider inputs their share.
+// Random data; medians.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -238,8 +238,8 @@ double time_block(const std::vector<Prepared>& linears, int copies, int tokens,
   return cuda::median_seconds(graph, stream, kSamples, kReplays) / copies;
 }
 
-void run_block(const Block& block, const std::vector<int>& token_counts, const std::string& formats, bool sweep,
-               double bandwidth, const cuda::Device& device, const cuda::Stream& stream) {
+void run_block(const Block& block, const std::vector<int>& token_counts, const std::string& formats,
+               bool sweep, double bandwidth, const cuda::Device& device, const cuda::Stream& stream) {
   const std::vector<double> half = time_half(block, token_counts, stream);
   for (const Kind& kind : kinds()) {
     if (("," + formats + ",").find("," + std::string(kind.name) + ",") == std::string::npos) continue;
@@ -256,11 +256,13 @@ void run_block(const Block& block, const std::vector<int>& token_counts, const s
     }
     for (size_t t = 0; t < token_counts.size(); ++t) {
       const int tokens = token_counts[t];
-      for (int per_multiprocessor = sweep ? 1 : 0; per_multiprocessor <= (sweep ? 4 : 0); ++per_multiprocessor) {
+      for (int per_multiprocessor = sweep ? 1 : 0; per_multiprocessor <= (sweep ? 4 : 0);
+           ++per_multiprocessor) {
         std::vector<FewTokensPlan> plans;
         std::string described;
         for (const Prepared& linear : linears) {
-          plans.push_back(plan_few_tokens(linear.operand, tokens, device.multiprocessors, per_multiprocessor));
+          plans.push_back(
+              plan_few_tokens(linear.operand, tokens, device.multiprocessors, per_multiprocessor));
           const FewTokensPlan& plan = plans.back();
           described += format_text(" {}x{}w{}s{}c{}", plan.token_tiles, plan.slots, plan.warps, plan.stages,
                                    plan.cluster);
@@ -312,8 +314,8 @@ int main(int count, char** arguments) {
     } else if (std::strcmp(arguments[i], "--tokens") == 0 && i + 1 < count) {
       tokens.clear();
       for (char* at = arguments[++i]; *at != '\0';) {
-        tokens.push_back(
-            std::clamp(static_cast<int>(std::strtol(at, &at, 10)), 1, nibble::group_int_a8_cuda::kMaximumFewTokens));
+        tokens.push_back(std::clamp(static_cast<int>(std::strtol(at, &at, 10)), 1,
+                                    nibble::group_int_a8_cuda::kMaximumFewTokens));
         if (*at == ',') ++at;
       }
     } else {

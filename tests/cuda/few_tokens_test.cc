@@ -63,8 +63,8 @@ TEST_P(FewTokens, EqualsTheReference) {
   const cuda::Device device = cuda::open_device(0);
   const cuda::Stream stream;
   cases::LinearCase shape = {c.n, c.k, std::max<int64_t>(0, c.outliers), 64, true};
-  const PackedLinear linear = find_format(quik ? "quik" : "group_int_a8")
-                                  ->pack(cases::make_weight(shape, c.spec, quik), "linear");
+  const PackedLinear linear =
+      find_format(quik ? "quik" : "group_int_a8")->pack(cases::make_weight(shape, c.spec, quik), "linear");
   const PackedLinear* const only[] = {&linear};
   quik_cuda::FewTokensPacked packed;
   if (quik) {
@@ -138,8 +138,9 @@ TEST_P(FewTokens, EqualsTheReference) {
                                               .outlier_stride = outlier_stride};
     const FewTokensPlan plan = plan_few_tokens(weights, tokens, device.multiprocessors, 1 + tokens % 2);
     const auto multiply = [&](int32_t* to) {
-      cuda::check(launch_few_tokens(weights, activations, tokens, plan, y.as<__half>(), y_stride, to, stream.get()),
-                  "multiplying");
+      cuda::check(
+          launch_few_tokens(weights, activations, tokens, plan, y.as<__half>(), y_stride, to, stream.get()),
+          "multiplying");
       stream.synchronize();
       return download<uint16_t>(y, static_cast<size_t>(tokens * y_stride));
     };
@@ -193,8 +194,8 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         // group_int_a8: float, integer and two-level scales, whole rows, 8 bits; odd shapes.
         Case{48, 1024, -1, {4, 8, 128}}, Case{17, 300, -1, {4, 8, 128}},
-        Case{33, 520, -1, {4, 8, 32}, {1, 3, 5, 12, 24, 40, 63}},
-        Case{20, 1000, -1, {4, 8, 256}}, Case{40, 777, -1, {4, 8, 64, false, Scales::kFloat, 0.125f}},
+        Case{33, 520, -1, {4, 8, 32}, {1, 3, 5, 12, 24, 40, 63}}, Case{20, 1000, -1, {4, 8, 256}},
+        Case{40, 777, -1, {4, 8, 64, false, Scales::kFloat, 0.125f}},
         Case{70, 4096, -1, {4, 8, 128, false, Scales::kTwoLevel}},
         Case{19, 450, -1, {4, 8, 64, false, Scales::kAmplified, 0.125f}}, Case{3, 1, -1, {4, 8, 0}},
         Case{50, 700, -1, {4, 8, 0}}, Case{37, 1333, -1, {8, 8, 0}},
@@ -204,10 +205,11 @@ INSTANTIATE_TEST_SUITE_P(
         Case{4100, 256, -1, {4, 8, 128}, {1, 64}},
         // quik: 4 and 8 bits of both, outliers of odd numbers, none, and many blocks per row.
         Case{64, 1024, 64, {4, 4}}, Case{64, 1024, 64, {8, 8}}, Case{17, 700, 70, {4, 8}},
-        Case{29, 333, 1, {8, 4}, {1, 2, 4, 7, 11, 30, 61}}, Case{40, 200, 100, {4, 4}}, Case{33, 500, 0, {4, 4}},
-        Case{3, 33, 1, {8, 8}}, Case{90, 4096, 256, {4, 4}}, Case{90, 4096, 256, {8, 8}},
-        Case{50, 11008, 512, {4, 4}, {1, 16, 32, 64}}, Case{50, 13824, 512, {8, 8}, {1, 9, 32, 64}},
-        Case{36, 28672, 768, {4, 4}, {1, 16, 64}}, Case{2100, 192, 64, {4, 4}, {1, 64}}));
+        Case{29, 333, 1, {8, 4}, {1, 2, 4, 7, 11, 30, 61}}, Case{40, 200, 100, {4, 4}},
+        Case{33, 500, 0, {4, 4}}, Case{3, 33, 1, {8, 8}}, Case{90, 4096, 256, {4, 4}},
+        Case{90, 4096, 256, {8, 8}}, Case{50, 11008, 512, {4, 4}, {1, 16, 32, 64}},
+        Case{50, 13824, 512, {8, 8}, {1, 9, 32, 64}}, Case{36, 28672, 768, {4, 4}, {1, 16, 64}},
+        Case{2100, 192, 64, {4, 4}, {1, 64}}));
 
 // A token with an infinity among its integer columns gets outputs of NaN; its neighbours none.
 TEST(FewTokensOfBadInput, StayAmongThemselves) {
@@ -227,11 +229,11 @@ TEST(FewTokensOfBadInput, StayAmongThemselves) {
   cuda::check(launch_quantize_signed(d_x.as<__half>(), tokens, k, 0, codes.as<uint8_t>(), scales.as<float>(),
                                      nullptr, stream.get()),
               "quantizing");
-  cuda::check(launch_few_tokens(weights,
-                                {.codes = codes.as<uint8_t>(), .code_stride = k, .scales = scales.as<float>()},
-                                tokens, plan_few_tokens(weights, tokens, device.multiprocessors),
-                                y.as<__half>(), n, nullptr, stream.get()),
-              "multiplying");
+  cuda::check(
+      launch_few_tokens(
+          weights, {.codes = codes.as<uint8_t>(), .code_stride = k, .scales = scales.as<float>()}, tokens,
+          plan_few_tokens(weights, tokens, device.multiprocessors), y.as<__half>(), n, nullptr, stream.get()),
+      "multiplying");
   stream.synchronize();
   const auto got = download<uint16_t>(y, tokens * n);
   for (int i = 0; i < tokens * n; ++i) EXPECT_EQ(std::isnan(f16_to_float(got[i])), i / n == 1) << i;

@@ -1,5 +1,6 @@
-// The few-token kernel's view of integer weights, emulated: lanes, operand registers, nibble extraction and the
-// operand maps of mma.m16n8k32 and m16n8k16, against plain loops over the canonical layout. No GPU needed.
+// The few-token kernel's view of integer weights, emulated: lanes, operand registers, nibble extraction and
+// the operand maps of mma.m16n8k32 and m16n8k16, against plain loops over the canonical layout. No GPU
+// needed.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -36,7 +37,8 @@ void operand(const FewTokensShape& shape, const uint8_t* slot, int64_t lane, int
   }
 }
 
-// Words b0, b1 of `step` that a lane holds of a token's codes: 16 consecutive bytes per 64 columns, or twice 8.
+// Words b0, b1 of `step` that a lane holds of a token's codes: 16 consecutive bytes per 64 columns, or
+// twice 8.
 uint32_t activation_word(const FewTokensShape& shape, const std::vector<uint8_t>& codes, int64_t slot_column,
                          int64_t q, int64_t step, int i) {
   const int64_t in_block = shape.group == 32 ? 32 * (step % 2) + 8 * q : 16 * q + 8 * (step % 2);
@@ -125,8 +127,7 @@ TEST_P(FewTokensLayout, ProductsOfLanesEqualPlainLoops) {
           }
           ASSERT_EQ(sums[r], factor * expected) << "row " << row << " slot " << slot << " part " << part;
           if (rows || from >= k) continue;
-          const uint8_t* const at =
-              slot_at(weights, tile, slot) + 2048 + (part * 16 + r) * shape.scale_bytes;
+          const uint8_t* const at = slot_at(weights, tile, slot) + 2048 + (part * 16 + r) * shape.scale_bytes;
           const int64_t place = own * layout.groups + from / layout.group_size;
           uint16_t bits;
           std::memcpy(&bits, at, 2);
@@ -146,13 +147,13 @@ TEST_P(FewTokensLayout, ProductsOfLanesEqualPlainLoops) {
 }
 
 using Scales = cases::WeightSpec::Scales;
-INSTANTIATE_TEST_SUITE_P(
-    Forms, FewTokensLayout,
-    ::testing::Values(Case{16, 256, {4, 8, 128}}, Case{5, 300, {4, 8, 128}}, Case{17, 520, {4, 8, 32}},
-                      Case{9, 257, {4, 8, 64}}, Case{20, 1000, {4, 8, 256}}, Case{3, 1, {4, 8, 0}},
-                      Case{18, 700, {4, 8, 0}}, Case{13, 333, {8, 8, 0}},
-                      Case{11, 640, {4, 8, 128, false, Scales::kTwoLevel}},
-                      Case{19, 450, {4, 8, 64, false, Scales::kAmplified}}));
+INSTANTIATE_TEST_SUITE_P(Forms, FewTokensLayout,
+                         ::testing::Values(Case{16, 256, {4, 8, 128}}, Case{5, 300, {4, 8, 128}},
+                                           Case{17, 520, {4, 8, 32}}, Case{9, 257, {4, 8, 64}},
+                                           Case{20, 1000, {4, 8, 256}}, Case{3, 1, {4, 8, 0}},
+                                           Case{18, 700, {4, 8, 0}}, Case{13, 333, {8, 8, 0}},
+                                           Case{11, 640, {4, 8, 128, false, Scales::kTwoLevel}},
+                                           Case{19, 450, {4, 8, 64, false, Scales::kAmplified}}));
 
 TEST(FewTokensLayoutOfQuik, ProductsOfLanesEqualPlainLoops) {
   for (const int bits : {4, 8}) {

@@ -10,9 +10,11 @@ __device__ inline uint32_t cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-// What a thread wrote before it arrives, remote shared memory too, every thread of the cluster sees after its
-// wait. All threads of all blocks do both, in turn.
-__device__ inline void cluster_arrive() {
+// The cluster's barrier: all threads of all blocks arrive and wait, in turn. The first form orders no memory
+// (initialised barriers need their own fence, data the barriers that count it); the second completes what the
+// thread did to other blocks before.
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+__device__ inline void cluster_arrive_after_writes() {
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
@@ -33,7 +35,7 @@ __device__ inline void remote_copy(uint32_t remote, uint32_t shared, uint32_t by
       : "memory");
 }
 __device__ inline void remote_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 // What this thread stored into shared memory is seen by copies issued after the next barrier of the block.
 __device__ inline void fence_for_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -10,13 +10,12 @@
 namespace nibble::group_int_a8_cuda {
 namespace {
 
-constexpr int kMaximumCluster = 8;             // what every Hopper GPU can place
-constexpr int kMaximumStages = 16;             // per warp
-constexpr int kBlockBytes = 227 << 10;         // shared memory a block can have
+constexpr int kMaximumCluster = 8;               // what every Hopper GPU can place
+constexpr int kMaximumStages = 16;               // per warp
+constexpr int kBlockBytes = 227 << 10;           // shared memory a block can have
 constexpr int kMultiprocessorBytes = 228 << 10;  // of it, with 1 KiB per block for the system
 
 int slot_scale(int weight_bits) { return weight_bits == 4 ? 1 : 2; }
-
 
 const void* kernel_of(const FewTokensOperand& weights, int token_tiles, int slots, bool write_group_sums) {
   switch (weights.form) {
@@ -107,8 +106,7 @@ FewTokensPlan plan_few_tokens(const FewTokensOperand& weights, int tokens, int m
   }
   cudaFuncAttributes attributes = {};
   cuda::check(cudaFuncGetAttributes(&attributes, kernel), "asking for registers");
-  const int register_blocks =
-      std::max(1, 65536 / (32 * plan.warps * ((attributes.numRegs + 7) / 8 * 8)));
+  const int register_blocks = std::max(1, 65536 / (32 * plan.warps * ((attributes.numRegs + 7) / 8 * 8)));
   const int per_multiprocessor = std::clamp(blocks == 0 ? 2 : blocks, 1, register_blocks);
 
   const int most = std::min(kBlockBytes, kMultiprocessorBytes / per_multiprocessor - 1024);
@@ -133,7 +131,8 @@ cudaError_t launch_few_tokens(const FewTokensOperand& weights, const FewTokensAc
   const bool rows = weights.form == FewTokensForm::kRows;
   if (tokens < 1 || plan.clusters < 1 || activations.code_stride % 16 != 0 ||
       activations.code_stride < shape.columns ||
-      (shape.outliers > 0 && (activations.outlier_stride % 8 != 0 || activations.outlier_stride < shape.outliers))) {
+      (shape.outliers > 0 &&
+       (activations.outlier_stride % 8 != 0 || activations.outlier_stride < shape.outliers))) {
     return cudaErrorInvalidValue;
   }
   const bool group_sums = weights.form == FewTokensForm::kFloatGroups && accumulators != nullptr;

@@ -46,7 +46,8 @@ struct FewTokensPlan {
 // The plan for up to `tokens` tokens (1 to 64). Asks the driver how many clusters fit: to be called while
 // loading. `blocks` asks for so many blocks per multiprocessor, where registers allow them (0: as measured).
 // Throws Error where the weights have more columns than a cluster holds.
-FewTokensPlan plan_few_tokens(const FewTokensOperand& weights, int tokens, int multiprocessors, int blocks = 0);
+FewTokensPlan plan_few_tokens(const FewTokensOperand& weights, int tokens, int multiprocessors,
+                              int blocks = 0);
 
 // Enqueues y [tokens, y_stride] = scale_t (sum over the columns) + outliers + bias in FP16; formulas in the
 // formats' README. May start before the stream's previous kernel has ended (it waits before it reads
@@ -57,9 +58,9 @@ cudaError_t launch_few_tokens(const FewTokensOperand& weights, const FewTokensAc
                               int tokens, const FewTokensPlan& plan, __half* y, int64_t y_stride,
                               int32_t* accumulators, cudaStream_t stream);
 
-// The signed codes of group_int_a8 (README, "Activation codes") of x [tokens, k] into codes [tokens, k rounded
-// up to 16] and scales [tokens]. `activation_scale` 0: per token. `zeros` not null: codes are stored as a +
-// 128, and zeros [tokens] are 128, as kRows takes them. k at most 65536.
+// The signed codes of group_int_a8 (README, "Activation codes") of x [tokens, k] into codes [tokens, k
+// rounded up to 16] and scales [tokens]. `activation_scale` 0: per token. `zeros` not null: codes are stored
+// as a + 128, and zeros [tokens] are 128, as kRows takes them. k at most 65536.
 cudaError_t launch_quantize_signed(const __half* x, int tokens, int k, float activation_scale, uint8_t* codes,
                                    float* scales, int32_t* zeros, cudaStream_t stream);
 

@@ -4,9 +4,9 @@
 // once and for all, so that a warp keeps the activations of its columns in registers as operands and only
 // weights move: each warp streams its own slots through a small ring in shared memory, which it fills itself
 // by bulk copies. The stream begins before the previous kernel has ended, because weights depend on nothing.
-// At the end of a tile the warps' sums meet in shared memory, then those of the cluster's blocks, each of which
-// adds up, in a fixed order, what all have for its tokens. They arrive by copies that barriers in shared memory
-// count, so that no block waits: a tile is finished while the next is computed.
+// At the end of a tile the warps' sums meet in shared memory, then those of the cluster's blocks, each of
+// which adds up, in a fixed order, what all have for its tokens. They arrive by copies that barriers in
+// shared memory count, so that no block waits: a tile is finished while the next is computed.
 //
 //      columns ->   warp 0     warp 1    ...   | warp 0 of the cluster's next block ...
 //      16 rows     slot slot  slot slot        |  slot slot                               + outlier slots
@@ -33,26 +33,36 @@ __device__ inline void copy_word(uint32_t shared, const void* global, bool wante
 }
 __device__ inline void wait_for_copied_words() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// Sums of four consecutive rows: INT32 ones, and those of floats.
-struct Totals {
-  int4 integers = {0, 0, 0, 0};
-  float4 reals = {0, 0, 0, 0};
+// Consecutive words, aligned so that they are loaded and stored at once.
+template <int kCount>
+struct alignas(4 * kCount) Words {
+  int32_t of[kCount];
 };
-__device__ inline void add(Totals& to, const int4& words) {
-  to.integers.x += words.x;
-  to.integers.y += words.y;
-  to.integers.z += words.z;
-  to.integers.w += words.w;
+template <int kCount>
+__device__ inline Words<kCount> load_words(const void* from) {
+  return *static_cast<const Words<kCount>*>(from);
 }
-__device__ inline void add_bits(Totals& to, const int4& words) {
-  to.reals.x += __int_as_float(words.x);
-  to.reals.y += __int_as_float(words.y);
-  to.reals.z += __int_as_float(words.z);
-  to.reals.w += __int_as_float(words.w);
+template <int kCount>
+__device__ inline void store_words(int32_t* to, const Words<kCount>& words) {
+  *reinterpret_cast<Words<kCount>*>(to) = words;
 }
-__device__ inline int4 bits_of(const float4& reals) {
-  return {__float_as_int(reals.x), __float_as_int(reals.y), __float_as_int(reals.z), __float_as_int(reals.w)};
-}
+
+// Sums of consecutive rows: INT32 ones, and the bits of those of floats.
+template <int kCount>
+struct Totals {
+  Words<kCount> integers = {}, reals = {};
+  __device__ void add_integers(const Words<kCount>& words) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) integers.of[i] += words.of[i];
+  }
+  __device__ void add_reals(const Words<kCount>& words) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      reals.of[i] = __float_as_int(__int_as_float(reals.of[i]) + __int_as_float(words.of[i]));
+    }
+  }
+};
+
 template <FewTokensForm kForm, int kBits, int kTokenTiles, int kSlots, bool kWriteGroupSums>
 __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenTiles, kSlots) * 32,
                                   few_tokens_blocks(kBits, kTokenTiles, kSlots))
@@ -95,8 +105,8 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
   const uint32_t filled = ptx::shared_address(barriers + warp * p.stages);
   const uint32_t copy_bytes = integers ? p.slot_bytes : kSlotCodeBytes;
   const uint8_t* const from =
-      p.slots + (integers ? first_slot * p.slot_bytes
-                          : p.integer_slots * p.slot_bytes + first_slot * kSlotCodeBytes);
+      p.slots +
+      (integers ? first_slot * p.slot_bytes : p.integer_slots * p.slot_bytes + first_slot * kSlotCodeBytes);
   const uint64_t policy = ptx::evict_first_policy();
   int fetch_tile = count > 0 ? cluster : p.tiles, fetch_slot = 0;
   // Lane 0: the next slot of the stream into `stage`, which all lanes have read.
@@ -126,8 +136,7 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
         ptx::barrier_init(exchange + kTurns + i, p.owners);
       }
       ptx::fence_barrier_init();
-      for (int i = 0; i < kTurns; ++i)
-        ptx::barrier_arrive_expecting(arrived + 8 * i, 4 * p.turn_words);
+      for (int i = 0; i < kTurns; ++i) ptx::barrier_arrive_expecting(arrived + 8 * i, 4 * p.turn_words);
     }
     ptx::cluster_arrive();
   }
@@ -160,7 +169,8 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
               const int more = 32 * i + 8 * q;
-              if (wanted && column + more < p.code_stride) half[i] = *reinterpret_cast<const uint2*>(codes + more);
+              if (wanted && column + more < p.code_stride)
+                half[i] = *reinterpret_cast<const uint2*>(codes + more);
             }
             words = {half[0].x, half[0].y, half[1].x, half[1].y};
           }
@@ -187,71 +197,73 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
   }
   if (blocks > 1) ptx::cluster_wait();
 
-  // The threads that finish a tile take (token, four rows) = (i / 4, 4 (i % 4)) for i = threadIdx.x, + blockDim.x
-  const int quad = 4 * (threadIdx.x % 4);
+  // The threads that finish a tile take some rows of a token each: with many tokens four, which costs fewest
+  // instructions, else one, which is soonest done. (token, first row) = (i / kPerToken, kCount (i %
+  // kPerToken)) for i = threadIdx.x, + blockDim.x ...
+  constexpr int kCount = kTokenTiles == 8 ? 4 : 1, kPerToken = kTileRows / kCount;
+  const int first_row = kCount * (threadIdx.x % kPerToken);
   // The terms of tile `index` come while it is computed.
   const auto fetch_terms = [&](int tile, int index) {
     for (int i = threadIdx.x; i < kTerms * kTileRows; i += blockDim.x) {
       const int term = i / kTileRows, row = tile * kTileRows + i % kTileRows;
-      const void* from = term == kScale ? static_cast<const void*>(p.row_scales)
-                                        : term == kBias ? static_cast<const void*>(p.bias) : p.code_sums;
+      const void* from = term == kScale  ? static_cast<const void*>(p.row_scales)
+                         : term == kBias ? static_cast<const void*>(p.bias)
+                                         : p.code_sums;
       const bool wanted = from != nullptr && row < p.n;
       const int64_t offset = wanted ? 4 * int64_t{row} : 0;
       copy_word(terms + 4 * (index % kTurns * kTerms * kTileRows + i),
                 static_cast<const uint8_t*>(from != nullptr ? from : p.slots) + offset, wanted);
     }
   };
-  const auto finish_row = [&](int token, int row, float scale, float bias, int code_sum, int integer, float real) {
-    float value = real;
-    if constexpr (!kFloat) {
-      const int32_t sum = kRows && kBits == 4 ? integer >> 4 : integer;
-      if (p.accumulators != nullptr && row < p.n) p.accumulators[int64_t{token} * p.n + row] = sum;
-      if constexpr (kRows) {
-        value += token_scales[token] * scale * static_cast<float>(sum - token_zeros[token] * code_sum);
-      } else {
-        value = static_cast<float>(sum) * scale;
+  const auto finish = [&](int index, int token, const Totals<kCount>& totals) {
+    const int row = (cluster + index * p.clusters) * kTileRows + first_row;
+    const uint8_t* const own_terms =
+        shared + at.terms + 4 * (index % kTurns * kTerms * kTileRows + first_row);
+    const auto term = [&](Term which) { return load_words<kCount>(own_terms + 4 * which * kTileRows); };
+    const Words<kCount> scales = term(kScale), biases = term(kBias), code_sums = term(kCodeSum);
+    __half* const y = p.y + token * p.y_stride + row;
+    uint32_t halves[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const float scale = __int_as_float(scales.of[i]);
+      float value = __int_as_float(totals.reals.of[i]);
+      if constexpr (!kFloat) {
+        const int32_t sum = kRows && kBits == 4 ? totals.integers.of[i] >> 4 : totals.integers.of[i];
+        if (p.accumulators != nullptr && row + i < p.n) {
+          p.accumulators[int64_t{token} * p.n + row + i] = sum;
+        }
+        if constexpr (kRows) {
+          const int32_t corrected = sum - token_zeros[token] * code_sums.of[i];
+          value += token_scales[token] * scale * static_cast<float>(corrected);
+        } else {
+          value = static_cast<float>(sum) * scale;
+        }
+      }
+      if constexpr (!kRows) value *= token_scales[token];
+      halves[i] = __half_as_ushort(__float2half_rn(value + __int_as_float(biases.of[i])));
+    }
+    if constexpr (kCount == 4) {
+      if (p.aligned_rows && row + 4 <= p.n) {
+        *reinterpret_cast<uint2*>(y) = {halves[0] | halves[1] << 16, halves[2] | halves[3] << 16};
+        return;
       }
     }
-    if constexpr (!kRows) value *= token_scales[token];
-    return __float2half_rn(value + bias);
-  };
-  const auto finish = [&](int index, int token, const Totals& totals) {
-    const int row = (cluster + index * p.clusters) * kTileRows + quad;
-    const uint8_t* const own_terms = shared + at.terms + 4 * (index % kTurns * kTerms * kTileRows + quad);
-    const auto term = [&](Term which) {
-      return *reinterpret_cast<const int4*>(own_terms + 4 * which * kTileRows);
-    };
-    const int4 scales = term(kScale), biases = term(kBias), code_sums = term(kCodeSum);
-    const __half values[4] = {finish_row(token, row, __int_as_float(scales.x), __int_as_float(biases.x), code_sums.x,
-                                         totals.integers.x, totals.reals.x),
-                              finish_row(token, row + 1, __int_as_float(scales.y), __int_as_float(biases.y), code_sums.y,
-                                         totals.integers.y, totals.reals.y),
-                              finish_row(token, row + 2, __int_as_float(scales.z), __int_as_float(biases.z), code_sums.z,
-                                         totals.integers.z, totals.reals.z),
-                              finish_row(token, row + 3, __int_as_float(scales.w), __int_as_float(biases.w), code_sums.w,
-                                         totals.integers.w, totals.reals.w)};
-    __half* const y = p.y + token * p.y_stride + row;
-    if (p.aligned_rows && row + 4 <= p.n) {
-      *reinterpret_cast<uint2*>(y) = {__half_as_ushort(values[0]) | uint32_t{__half_as_ushort(values[1])} << 16,
-                                      __half_as_ushort(values[2]) | uint32_t{__half_as_ushort(values[3])} << 16};
-    } else {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (row + i < p.n) y[i] = values[i];
-      }
+    for (int i = 0; i < kCount; ++i) {
+      if (row + i < p.n) y[i] = __ushort_as_half(static_cast<unsigned short>(halves[i]));
     }
   };
   const auto block_totals = [&](int turn, int token) {
-    const int32_t* words = sums + turn * warps * kBlockSums + token * kSumStride + quad;
-    Totals totals;
+    const int32_t* words = sums + turn * warps * kBlockSums + token * kSumStride + first_row;
+    Totals<kCount> totals;
     int w = 0;
     if constexpr (!kFloat) {
 #pragma unroll 4
-      for (; w < integer_here; ++w, words += kBlockSums) add(totals, *reinterpret_cast<const int4*>(words));
+      for (; w < integer_here; ++w, words += kBlockSums) totals.add_integers(load_words<kCount>(words));
     }
     if constexpr (kRows || kFloat) {
 #pragma unroll 4
-      for (; w < busy_here; ++w, words += kBlockSums) add_bits(totals, *reinterpret_cast<const int4*>(words));
+      for (; w < busy_here; ++w, words += kBlockSums) totals.add_reals(load_words<kCount>(words));
     }
     return totals;
   };
@@ -259,16 +271,16 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
   const auto finish_received = [&](int index) {
     const int turn = index % kTurns;
     ptx::barrier_wait(arrived + 8 * turn, index / kTurns % 2);
-    for (int i = threadIdx.x; i < own_tokens * 4; i += blockDim.x) {
-      const int32_t* words = received + turn * p.turn_words + i / 4 * kTileRows + quad;
-      Totals totals;
+    for (int i = threadIdx.x; i < own_tokens * kPerToken; i += blockDim.x) {
+      const int32_t* words = received + turn * p.turn_words + i / kPerToken * kTileRows + first_row;
+      Totals<kCount> totals;
       for (int sender = 0; sender < blocks; ++sender, words += p.block_words) {
-        if constexpr (!kFloat) add(totals, *reinterpret_cast<const int4*>(words));
+        if constexpr (!kFloat) totals.add_integers(load_words<kCount>(words));
         if constexpr (kRows || kFloat) {
-          add_bits(totals, *reinterpret_cast<const int4*>(words + (kKinds - 1) * p.kind_words));
+          totals.add_reals(load_words<kCount>(words + (kKinds - 1) * p.kind_words));
         }
       }
-      finish(index, first_token + i / 4, totals);
+      finish(index, first_token + i / kPerToken, totals);
     }
   };
   // After all threads have read what arrived for tile `index`.
@@ -410,8 +422,8 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
     wait_for_copied_words();
     __syncthreads();
     if (blocks == 1) {
-      for (int i = threadIdx.x; i < p.tokens * 4; i += blockDim.x) {
-        finish(index, i / 4, block_totals(turn, i / 4));
+      for (int i = threadIdx.x; i < p.tokens * kPerToken; i += blockDim.x) {
+        finish(index, i / kPerToken, block_totals(turn, i / kPerToken));
       }
       continue;
     }
@@ -419,30 +431,33 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
     const int exchange = index % kTurns;
     if (index >= kTurns) ptx::barrier_wait(freed + 8 * exchange, (index / kTurns - 1) % 2);
     int32_t* const sent_now = sent + exchange * p.turn_words;
-    for (int i = threadIdx.x; i < p.tokens * 4; i += blockDim.x) {
-      const Totals totals = block_totals(turn, i / 4);
-      // Blocks' shares follow each other, one kind after the other.
-      const int to = kKinds == 1 ? 0 : i / 4 / p.most_tokens;
-      int32_t* const words = sent_now + to * (p.block_words - p.kind_words) + i / 4 * kTileRows + quad;
-      if constexpr (!kFloat) *reinterpret_cast<int4*>(words) = totals.integers;
+    for (int i = threadIdx.x; i < p.tokens * kPerToken; i += blockDim.x) {
+      const int token = i / kPerToken;
+      const Totals<kCount> totals = block_totals(turn, token);
+      // Blocks' shares follow each other, in each one kind after the other.
+      const int to = kKinds == 1 ? 0 : token / p.most_tokens;
+      int32_t* const words = sent_now + to * (p.block_words - p.kind_words) + token * kTileRows + first_row;
+      if constexpr (!kFloat) store_words<kCount>(words, totals.integers);
       if constexpr (kRows || kFloat) {
-        *reinterpret_cast<int4*>(words + (kKinds - 1) * p.kind_words) = bits_of(totals.reals);
+        store_words<kCount>(words + (kKinds - 1) * p.kind_words, totals.reals);
       }
     }
     ptx::fence_for_copies();
     __syncthreads();
     if (static_cast<int>(threadIdx.x) < p.owners) {
       const int to = threadIdx.x;
-      ptx::remote_copy(ptx::remote_address(ptx::shared_address(received + exchange * p.turn_words + rank * p.block_words), to),
-                       ptx::shared_address(sent_now + to * p.block_words), 4 * p.block_words,
-                       ptx::remote_address(arrived + 8 * exchange, to));
+      ptx::remote_copy(
+          ptx::remote_address(ptx::shared_address(received + exchange * p.turn_words + rank * p.block_words),
+                              to),
+          ptx::shared_address(sent_now + to * p.block_words), 4 * p.block_words,
+          ptx::remote_address(arrived + 8 * exchange, to));
     }
     if (index >= 1 && own_tokens > 0) finish_received(index - 1);
   }
   if (blocks > 1) {
     if (index >= 1 && own_tokens > 0) finish_received(index - 1);
-    // Copies from, and arrivals at, this block's shared memory may still be under way.
-    ptx::cluster_arrive();
+    // Arrivals at another block's barriers may still be under way.
+    ptx::cluster_arrive_after_writes();
     ptx::cluster_wait();
   }
 }
@@ -456,8 +471,8 @@ const void* few_tokens_instance(int token_tiles, int slots) {
   const auto offer = [&]<int kInstance>() {
     constexpr FewTokensInstance kOffered = kFewTokensInstances[kInstance];
     if (token_tiles != kOffered.token_tiles || units != kOffered.slots) return;
-    found = reinterpret_cast<const void*>(
-        &few_tokens_kernel<kForm, kBits, kOffered.token_tiles, kOffered.slots * 2 / kPerUnit, kWriteGroupSums>);
+    found = reinterpret_cast<const void*>(&few_tokens_kernel<kForm, kBits, kOffered.token_tiles,
+                                                             kOffered.slots * 2 / kPerUnit, kWriteGroupSums>);
   };
   offer.template operator()<0>();
   offer.template operator()<1>();

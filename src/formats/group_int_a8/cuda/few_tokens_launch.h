@@ -59,8 +59,8 @@ struct FewTokensProblem {
   int slots_per_warp, stages;
   int tiles, cluster, clusters;
   int integer_warps, busy_warps;  // of a cluster
-  // Between a cluster's blocks: tokens that each finishes at most, blocks that have some, and words of one kind
-  // of sums, of all kinds, and of all blocks.
+  // Between a cluster's blocks: tokens that each finishes at most, blocks that have some, and words of one
+  // kind of sums, of all kinds, and of all blocks.
   int most_tokens, owners, kind_words, block_words, turn_words;
   bool aligned_rows;  // four outputs can be stored as one
   FewTokensShared shared;
@@ -77,7 +77,8 @@ constexpr int maximum_few_tokens_warps(FewTokensForm form, int weight_bits, int 
   if (few_operands(weight_bits, token_tiles, slots)) return 12;
   if (operand_words(weight_bits) * token_tiles * slots > 64) return 8;
   // Outlier columns take a few registers more.
-  return form != FewTokensForm::kRows ? 16 : token_tiles == 1 ? 15 : 12;
+  if (form != FewTokensForm::kRows) return 16;
+  return token_tiles > 1 ? 12 : weight_bits == 4 ? 15 : 14;
 }
 constexpr int few_tokens_blocks(int weight_bits, int token_tiles, int slots) {
   return few_operands(weight_bits, token_tiles, slots) ? 2 : 1;

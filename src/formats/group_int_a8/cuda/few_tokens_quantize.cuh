@@ -48,8 +48,8 @@ __device__ inline uint32_t block_maximum(uint32_t pair, uint32_t (&of_warps)[2][
   }
   __syncthreads();
   const int warp = threadIdx.x % (kThreads / 32);
-  return __reduce_max_sync(0xffffffffu, of_warps[0][warp]) |
-         __reduce_max_sync(0xffffffffu, of_warps[1][warp]) << 16;
+  return __reduce_max_sync(0xffffffffu, of_warps[0][warp]) | __reduce_max_sync(0xffffffffu, of_warps[1][warp])
+                                                                 << 16;
 }
 
 // A launch of one block per token that may start before the previous kernel has ended.

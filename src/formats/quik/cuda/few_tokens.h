@@ -10,12 +10,13 @@
 namespace nibble::quik_cuda {
 
 struct FewTokensColumns {
-  // Device [k]: an integer column's place among the integer columns, ~ an outlier column's among the outliers.
+  // Device [k]: an integer column's place among the integer columns, ~ an outlier column's among the
+  // outliers.
   const int32_t* places = nullptr;
 };
 
-// Device arrays that the quantization fills; code_stride is a multiple of 16, codes beyond the integer columns
-// become zeros.
+// Device arrays that the quantization fills; code_stride is a multiple of 16, codes beyond the integer
+// columns become zeros.
 struct FewTokensCodes {
   uint8_t* codes = nullptr;  // [tokens, code_stride]
   int64_t code_stride = 0;

@@ -1,5 +1,5 @@
-// quik's weights as the few-token kernel of formats/group_int_a8/cuda/few_tokens.h takes them (its form kRows,
-// outlier columns included). Host code.
+// quik's weights as the few-token kernel of formats/group_int_a8/cuda/few_tokens.h takes them (its form
+// kRows, outlier columns included). Host code.
 #pragma once
 
 #include <cstdint>

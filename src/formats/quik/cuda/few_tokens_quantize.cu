@@ -26,7 +26,8 @@ __device__ inline Places load_places(const int32_t* places, int column, int k) {
 // Codes gather in shared memory, because their places are no runs of columns.
 template <int kTurns>
 __global__ void __launch_bounds__(kThreads)
-    quantize_kernel(const __half* x, int k, const FewTokensColumns columns, int bits, const FewTokensCodes out) {
+    quantize_kernel(const __half* x, int k, const FewTokensColumns columns, int bits,
+                    const FewTokensCodes out) {
   extern __shared__ __align__(16) uint8_t row_codes[];
   __shared__ uint32_t of_warps[2][kThreads / 32];
   ptx::launch_dependents();
@@ -35,7 +36,8 @@ __global__ void __launch_bounds__(kThreads)
   Places kept[kKept];
   const int first_column = static_cast<int>(threadIdx.x) * 8;
 #pragma unroll
-  for (int i = 0; i < kKept; ++i) kept[i] = load_places(columns.places, i * kColumnsPerTurn + first_column, k);
+  for (int i = 0; i < kKept; ++i)
+    kept[i] = load_places(columns.places, i * kColumnsPerTurn + first_column, k);
   const auto places_of = [&](int turn) {
     return turn < kKept ? kept[turn < kKept ? turn : 0]
                         : load_places(columns.places, turn * kColumnsPerTurn + first_column, k);
@@ -110,9 +112,8 @@ cudaError_t launch_quantize_few(const __half* x, int tokens, int k, const FewTok
   const auto bytes = static_cast<size_t>(out.code_stride);
   return for_turns(k, [&]<int kTurns>() {
     if (bytes > 48 << 10) {
-      if (const cudaError_t error =
-              cudaFuncSetAttribute(quantize_kernel<kTurns>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(bytes));
+      if (const cudaError_t error = cudaFuncSetAttribute(
+              quantize_kernel<kTurns>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
           error != cudaSuccess) {
         return error;
       }
