@@ -206,9 +206,9 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
   const auto fetch_terms = [&](int tile, int index) {
     for (int i = threadIdx.x; i < kTerms * kTileRows; i += blockDim.x) {
       const int term = i / kTileRows, row = tile * kTileRows + i % kTileRows;
-      const void* from = term == kScale  ? static_cast<const void*>(p.row_scales)
-                         : term == kBias ? static_cast<const void*>(p.bias)
-                                         : p.code_sums;
+      const void* from = p.bias;
+      if (term == kScale) from = kFloat ? nullptr : p.row_scales;
+      if (term == kCodeSum) from = kRows ? p.code_sums : nullptr;
       const bool wanted = from != nullptr && row < p.n;
       const int64_t offset = wanted ? 4 * int64_t{row} : 0;
       copy_word(terms + 4 * (index % kTurns * kTerms * kTileRows + i),
