@@ -76,8 +76,8 @@ T read_at(const std::string& bytes, size_t at) {
 }
 
 // The kernels of an ELF image for GPUs that starts at `image`; 64 bits, little-endian.
-void read_image(const std::string& object, const std::string& bytes, size_t image,
-                std::vector<Kernel>* kernels) {
+[[maybe_unused]] void read_image(const std::string& object, const std::string& bytes, size_t image,
+                                 std::vector<Kernel>* kernels) {
   constexpr size_t kSectionBytes = 64;
   const auto sections = read_at<uint64_t>(bytes, image + 40);
   const auto count = read_at<uint16_t>(bytes, image + 60), names = read_at<uint16_t>(bytes, image + 62);

@@ -89,6 +89,7 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
   int32_t* const received = sent + kTurns * p.turn_words;
   const uint32_t arrived = ptx::shared_address(shared + at.exchange_barriers), freed = arrived + 8 * kTurns;
   const uint32_t terms = ptx::shared_address(shared + at.terms);
+  const uint32_t exchange_bytes = 4 * (p.turn_words - p.block_words);  // from the other blocks, per tile
   float* const token_scales = reinterpret_cast<float*>(shared + at.tokens);
   int32_t* const token_zeros = reinterpret_cast<int32_t*>(token_scales + kTokens);
 
@@ -136,7 +137,7 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
         ptx::barrier_init(exchange + kTurns + i, p.owners);
       }
       ptx::fence_barrier_init();
-      for (int i = 0; i < kTurns; ++i) ptx::barrier_arrive_expecting(arrived + 8 * i, 4 * p.turn_words);
+      for (int i = 0; i < kTurns; ++i) ptx::barrier_arrive_expecting(arrived + 8 * i, exchange_bytes);
     }
     ptx::cluster_arrive();
   }
@@ -287,8 +288,12 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
   const auto free_received = [&](int index) {
     if (own_tokens == 0 || static_cast<int>(threadIdx.x) >= blocks) return;
     const int turn = index % kTurns;
-    if (threadIdx.x == 0) ptx::barrier_arrive_expecting(arrived + 8 * turn, 4 * p.turn_words);
-    ptx::remote_arrive(ptx::remote_address(freed + 8 * turn, threadIdx.x));
+    if (threadIdx.x == 0) ptx::barrier_arrive_expecting(arrived + 8 * turn, exchange_bytes);
+    if (static_cast<int>(threadIdx.x) == rank) {
+      ptx::barrier_arrive(freed + 8 * turn);
+    } else {
+      ptx::remote_arrive(ptx::remote_address(freed + 8 * turn, threadIdx.x));
+    }
   };
 
   int stage = 0, index = 0;
@@ -431,12 +436,16 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
     const int exchange = index % kTurns;
     if (index >= kTurns) ptx::barrier_wait(freed + 8 * exchange, (index / kTurns - 1) % 2);
     int32_t* const sent_now = sent + exchange * p.turn_words;
+    int32_t* const received_now = received + exchange * p.turn_words;
     for (int i = threadIdx.x; i < p.tokens * kPerToken; i += blockDim.x) {
       const int token = i / kPerToken;
       const Totals<kCount> totals = block_totals(turn, token);
       // Blocks' shares follow each other, in each one kind after the other.
       const int to = kKinds == 1 ? 0 : token / p.most_tokens;
-      int32_t* const words = sent_now + to * (p.block_words - p.kind_words) + token * kTileRows + first_row;
+      // Its own share a block puts where those of the others will arrive.
+      const bool own = token >= first_token && token < first_token + own_tokens;
+      int32_t* const words = (own ? received_now : sent_now) + to * (p.block_words - p.kind_words) +
+                             token * kTileRows + first_row;
       if constexpr (!kFloat) store_words<kCount>(words, totals.integers);
       if constexpr (kRows || kFloat) {
         store_words<kCount>(words + (kKinds - 1) * p.kind_words, totals.reals);
@@ -444,13 +453,11 @@ __global__ void __launch_bounds__(maximum_few_tokens_warps(kForm, kBits, kTokenT
     }
     ptx::fence_for_copies();
     __syncthreads();
-    if (static_cast<int>(threadIdx.x) < p.owners) {
+    if (static_cast<int>(threadIdx.x) < p.owners && static_cast<int>(threadIdx.x) != rank) {
       const int to = threadIdx.x;
-      ptx::remote_copy(
-          ptx::remote_address(ptx::shared_address(received + exchange * p.turn_words + rank * p.block_words),
-                              to),
-          ptx::shared_address(sent_now + to * p.block_words), 4 * p.block_words,
-          ptx::remote_address(arrived + 8 * exchange, to));
+      ptx::remote_copy(ptx::remote_address(ptx::shared_address(received_now + rank * p.block_words), to),
+                       ptx::shared_address(sent_now + to * p.block_words), 4 * p.block_words,
+                       ptx::remote_address(arrived + 8 * exchange, to));
     }
     if (index >= 1 && own_tokens > 0) finish_received(index - 1);
   }
