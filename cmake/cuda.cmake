@@ -16,8 +16,10 @@ if(NOT NIBBLE_CUDA STREQUAL "OFF" AND NOT NIBBLE_SANITIZE)
       set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
     endif()
     set(CMAKE_CUDA_FLAGS_RELEASE "-O2 -DNDEBUG")
+    # Keeps ptxas' reports for tests/cuda/generated_code_test.cc.
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_SOURCE_DIR}/cmake/compile_cuda.sh)
     if(CCACHE_PROGRAM)
-      set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+      list(APPEND CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
     endif()
     find_package(CUDAToolkit REQUIRED)
     set(NIBBLE_WITH_CUDA ON)
@@ -27,4 +29,5 @@ if(NOT NIBBLE_CUDA STREQUAL "OFF" AND NOT NIBBLE_SANITIZE)
 endif()
 
 # Kernels for Hopper.
-set(NIBBLE_CUDA_OPTIONS --generate-code=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra)
+set(NIBBLE_CUDA_OPTIONS --generate-code=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra
+    -Xptxas=-v --no-compress)

@@ -1,0 +1,43 @@
+// Blocks of a cluster: their barrier and their shared memory (PTX ISA, "barrier.cluster", "mapa").
+#pragma once
+
+#include <cstdint>
+
+namespace nibble::ptx {
+
+__device__ inline uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// The cluster's barrier: all threads of all blocks arrive and wait, in turn. The first form orders no memory
+// (initialised barriers need their own fence, data the barriers that count it); the second completes what the
+// thread did to other blocks before.
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+__device__ inline void cluster_arrive_after_writes() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
+// The address, in block `rank` of the cluster, of what lies at `address` in this block.
+__device__ inline uint32_t remote_address(uint32_t address, uint32_t rank) {
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
+}
+// Copies `bytes` (a multiple of 16) from this block's shared memory to another's and reports them to
+// `barrier`, which lies in that block too.
+__device__ inline void remote_copy(uint32_t remote, uint32_t shared, uint32_t bytes, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          remote),
+      "r"(shared), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+__device__ inline void remote_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// What this thread stored into shared memory is seen by copies issued after the next barrier of the block.
+__device__ inline void fence_for_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+}  // namespace nibble::ptx

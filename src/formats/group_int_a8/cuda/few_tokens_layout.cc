@@ -1,0 +1,153 @@
+#include "formats/group_int_a8/cuda/few_tokens_layout.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/half.h"
+#include "formats/group_int_a8/layout.h"
+
+namespace nibble::group_int_a8_cuda {
+namespace {
+
+using group_int_a8::Layout;
+using group_int_a8::ScaleKind;
+
+int64_t slot_start(const FewTokensShape& shape, int64_t row, int64_t slot) {
+  return row / kTileRows * shape.tile_bytes() + slot * shape.slot_bytes();
+}
+
+// Columns that share a scale in the slots. Larger groups repeat theirs.
+int slot_group(const Layout& layout) {
+  if (layout.groups == 1) return 0;
+  return static_cast<int>(std::min<int64_t>(layout.group_size, 128));
+}
+
+FewTokensForm form_of(const Layout& layout) {
+  if (layout.groups == 1) return FewTokensForm::kRows;
+  return layout.scale_kind == ScaleKind::kFloat ? FewTokensForm::kFloatGroups : FewTokensForm::kIntegerGroups;
+}
+
+void place_scales(const Layout& layout, int64_t row, int64_t to_row, FewTokensWeights* packed) {
+  const FewTokensShape& shape = packed->shape;
+  const int64_t groups = (layout.k + shape.group - 1) / shape.group;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t from = row * layout.groups + group * shape.group / layout.group_size;
+    uint8_t* const at = packed->slots.data() + scale_place(shape, to_row, group);
+    if (packed->form == FewTokensForm::kIntegerGroups) {
+      std::memcpy(at, &layout.multipliers[from], 2);
+    } else if (shape.scale_bytes == 4) {
+      std::memcpy(at, &layout.scales[from], 4);
+    } else {
+      const uint16_t half = float_to_f16(layout.scales[from]);
+      std::memcpy(at, &half, 2);
+    }
+  }
+}
+
+}  // namespace
+
+SlotPlace code_place(const FewTokensShape& shape, int64_t row, int64_t column) {
+  const int64_t j = column % shape.slot_columns(), g = row % 8, upper = row % kTileRows / 8;
+  // column = 64 block + 16 q + 8 p + e in the slot, or 64 block + 32 p + 8 q + e
+  const bool narrow = shape.group == 32;
+  const int64_t block = j / 64, q = narrow ? j % 32 / 8 : j % 64 / 16, p = narrow ? j % 64 / 32 : j % 16 / 8,
+                e = j % 8, lane = 4 * g + q;
+  const int64_t start = slot_start(shape, row, column / shape.slot_columns()) + 16 * lane;
+  if (shape.weight_bits == 4) {
+    return {start + 512 * block + 4 * (2 * p + e / 4) + e % 4, static_cast<int>(4 * upper)};
+  }
+  return {start + 512 * (2 * block + p) + 4 * (2 * (e / 4) + upper) + e % 4, 0};
+}
+
+int64_t outlier_place(const FewTokensShape& shape, int64_t row, int64_t outlier) {
+  const int64_t j = outlier % kOutlierSlotColumns, g = row % 8, upper = row % kTileRows / 8;
+  // outlier = 32 block + 8 q + 4 p + e in the slot
+  const int64_t block = j / 32, q = j % 32 / 8, p = j % 8 / 4, e = j % 4, lane = 4 * g + q;
+  return slot_start(shape, row, shape.integer_slots()) + outlier / kOutlierSlotColumns * kSlotCodeBytes +
+         512 * (2 * block + p) + 16 * lane + 4 * (2 * (e / 2) + upper) + 2 * (e % 2);
+}
+
+int64_t scale_place(const FewTokensShape& shape, int64_t row, int64_t group) {
+  const int64_t in_slot = group % shape.slot_groups();
+  return slot_start(shape, row, group / shape.slot_groups()) + kSlotCodeBytes +
+         (in_slot * kTileRows + row % kTileRows) * shape.scale_bytes;
+}
+
+void place_row(const FewTokensShape& shape, int64_t row, const int8_t* codes, const uint16_t* outliers,
+               uint8_t* slots) {
+  for (int64_t column = 0; column < shape.columns; ++column) {
+    const SlotPlace place = code_place(shape, row, column);
+    if (shape.weight_bits == 8) {
+      slots[place.byte] = static_cast<uint8_t>(codes[column]);
+    } else {
+      slots[place.byte] |= static_cast<uint8_t>((codes[column] & 0xF) << place.shift);
+    }
+  }
+  for (int64_t o = 0; o < shape.outliers; ++o)
+    std::memcpy(slots + outlier_place(shape, row, o), &outliers[o], 2);
+}
+
+std::string few_tokens_refusal(const PackedLinear& linear) {
+  const Layout layout = group_int_a8::read_layout(linear);
+  if (layout.k > kMaximumColumns) {
+    return format_text("{} columns, more than {}", layout.k, kMaximumColumns);
+  }
+  if (layout.groups == 1) return "";
+  if (layout.weight_bits != 4) return "groups of 8-bit weights";
+  const int64_t group = layout.group_size;
+  if (group != 32 && group != 64 && group % 128 != 0) {
+    return format_text("groups of {} columns, neither 32, 64, a multiple of 128 nor whole rows", group);
+  }
+  return "";
+}
+
+FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linears) {
+  std::vector<Layout> layouts;
+  FewTokensWeights packed;
+  FewTokensShape& shape = packed.shape;
+  bool narrow = true;  // every scale is an F16 number
+  for (const PackedLinear* linear : linears) {
+    NIBBLE_CHECK(few_tokens_refusal(*linear).empty());
+    layouts.push_back(group_int_a8::read_layout(*linear));
+    const Layout& layout = layouts.back();
+    NIBBLE_CHECK(layout.k == layouts[0].k && layout.group_size == layouts[0].group_size &&
+                 form_of(layout) == form_of(layouts[0]) && layout.weight_bits == layouts[0].weight_bits);
+    shape.n += layout.n;
+    narrow = narrow && (layout.scale_kind != ScaleKind::kFloat || layout.f16_scales);
+  }
+  const Layout& first = layouts.front();
+  packed.form = form_of(first);
+  shape.columns = first.k;
+  shape.weight_bits = first.weight_bits;
+  shape.group = slot_group(first);
+  shape.scale_bytes = narrow ? 2 : 4;
+  packed.slots.resize(static_cast<size_t>(shape.bytes()));
+  std::vector<int8_t> codes(static_cast<size_t>(shape.columns));
+  int64_t to_row = 0;
+  for (const Layout& layout : layouts) {
+    packed.bias.insert(packed.bias.end(), layout.bias.begin(), layout.bias.end());
+    for (int64_t row = 0; row < layout.n; ++row, ++to_row) {
+      layout.unpack_row(row, codes.data());
+      place_row(shape, to_row, codes.data(), nullptr, packed.slots.data());
+      switch (packed.form) {
+        case FewTokensForm::kRows: {
+          int32_t sum = 0;
+          for (const int8_t code : codes) sum += code;
+          packed.code_sums.push_back(sum);
+          packed.row_scales.push_back(layout.scales[row]);
+          break;
+        }
+        case FewTokensForm::kIntegerGroups:
+          packed.row_scales.push_back(layout.row_scales[row]);
+          [[fallthrough]];
+        case FewTokensForm::kFloatGroups:
+          place_scales(layout, row, to_row, &packed);
+          break;
+      }
+    }
+  }
+  return packed;
+}
+
+}  // namespace nibble::group_int_a8_cuda
