@@ -1,0 +1,379 @@
+// One thread streams packed weights and tokens through a ring in shared memory; warpgroups, each with 64 rows
+// of the tile, decode their weights in registers, where wgmma takes its first operand from, and multiply them
+// by the tokens' tile in shared memory. Decoding the next 64 columns overlaps the products of the last 64.
+#include <array>
+
+#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/tensor_map.h"
+#include "backend/cuda/wgmma.cuh"
+#include "backend/cuda/wgmma_registers.cuh"
+#include "formats/group_int/cuda/decode_shape.h"
+#include "formats/group_int/cuda/operands.cuh"
+#include "formats/group_int/cuda/tile.h"
+
+namespace nibble::group_int_cuda {
+namespace {
+
+constexpr int kMaximumStages = 10, kMultiplierBarrier = 1;
+constexpr int kColumns = kBlockColumns;  // of a stage
+constexpr int kSwizzledColumns = 64;     // of a tensor map's box: 128 bytes
+constexpr int kSharedPerBlock = 232448;  // the most a block may have
+constexpr int kSharedOfTwo = 115712;     // the most each of two blocks of a multiprocessor may have
+constexpr int kProducerRegisters = 24;
+constexpr int kPadding = 4;  // floats after a token's sums: no bank conflicts
+
+struct Arguments {
+  __half* y;
+  const float* bias;
+  int n, tokens;
+  int blocks;  // of 128 columns
+  int row_tiles, token_tiles;
+  int split;
+};
+
+template <int kWarpgroups, int kTokens, int kScales>
+struct Tile {
+  static constexpr int kRows = 64 * kWarpgroups, kWarps = 4 * kWarpgroups;
+  // Large tiles need more registers than an even share: a whole warpgroup produces and gives its own away.
+  static constexpr bool kTakes = kWarpgroups * kTokens >= 512;
+  static constexpr int kThreads = 32 * kWarps + (kTakes ? 128 : 32);
+  static constexpr int kBlockBytes = kCodeBytes + kScales * kScaleBytes;
+  static constexpr int kTokenBytes = kTokens * kColumns * 2, kWeightBytes = kWarps * kBlockBytes;
+  // Products that are issued together, with registers for as many again: of 16 columns each.
+  static constexpr int kBatch = kWarpgroups * kTokens == 512 && kWarpgroups == 4 ? 2 : 4;
+  static constexpr int kStageBytes = kTokenBytes + kWeightBytes;
+  // Where two blocks fit on a multiprocessor, one streams while the other starts or ends.
+  static constexpr bool kTwo = kWarpgroups == 2 && kTokens <= 64;
+  static constexpr int kBudget = (kTwo ? kSharedOfTwo : kSharedPerBlock) - 2048;
+  static constexpr int kStages =
+      kBudget / kStageBytes < kMaximumStages ? kBudget / kStageBytes : kMaximumStages;
+  static constexpr int kSharedBytes = kStages * kStageBytes + 1024;  // the ring starts at a multiple of 1024
+  static_assert(kStages >= 3);
+  static_assert(kTokens * (kRows + kPadding) * 4 <= kStages * kStageBytes);
+};
+
+// The pieces of work of one block of threads: tiles, and of each the same range of blocks of columns.
+struct Walk {
+  int unit, block;
+  int units, step, begin, end, token_tiles;
+  __device__ explicit Walk(const Arguments& a)
+      : unit(blockIdx.x / a.split),
+        units(a.row_tiles * a.token_tiles),
+        step(gridDim.x / a.split),
+        token_tiles(a.token_tiles) {
+    const int rank = blockIdx.x % a.split;
+    begin = a.blocks * rank / a.split;
+    end = a.blocks * (rank + 1) / a.split;
+    block = begin;
+  }
+  __device__ bool valid() const { return unit < units; }
+  __device__ void next() {
+    if (++block == end) {
+      block = begin;
+      unit += step;
+    }
+  }
+  // Tiles of the same rows follow each other: their weights come from the L2.
+  __device__ int row_tile() const { return unit / token_tiles; }
+  __device__ int token_tile() const { return unit % token_tiles; }
+};
+
+template <typename T>
+struct Producer {
+  const CUtensorMap &weights, &x;
+  uint32_t ring, full, empty;
+
+  template <int kScales>
+  __device__ void run(const Arguments& a) const {
+    const uint64_t policy = ptx::evict_first_policy();
+    const bool once = a.token_tiles == 1;
+    const auto want_weights = [&](const Walk& at, int stage) {
+      const uint32_t to = ring + T::kStages * T::kTokenBytes + stage * T::kWeightBytes,
+                     barrier = full + 8 * stage;
+      const int column = at.block * (T::kBlockBytes / 8), row = at.row_tile() * T::kWarps;
+      ptx::barrier_arrive_expecting(barrier, T::kStageBytes);
+      if (once) {
+        ptx::tile_copy(to, &weights, column, row, barrier, policy);
+      } else {
+        ptx::tile_copy(to, &weights, column, row, barrier);
+      }
+    };
+    // Weights depend on nothing: the first are on their way before the previous kernel has ended.
+    Walk walk(a), early = walk;
+    int ahead = 0;
+    for (; ahead < T::kStages && early.valid(); ++ahead, early.next()) want_weights(early, ahead);
+    ptx::wait_for_previous_kernel();
+    int stage = 0;
+    uint32_t parity = 1;  // the first round finds every stage empty
+    for (int i = 0; walk.valid(); walk.next(), ++i) {
+      if (i >= ahead) {
+        ptx::barrier_wait(empty + 8 * stage, parity);
+        want_weights(walk, stage);
+      }
+      const uint32_t to = ring + stage * T::kTokenBytes;
+      const int column = walk.block * kColumns, row = walk.token_tile() * (T::kTokenBytes / (2 * kColumns));
+      ptx::tile_copy(to, &x, column, row, full + 8 * stage);
+      ptx::tile_copy(to + T::kTokenBytes / 2, &x, column + kSwizzledColumns, row, full + 8 * stage);
+      if (++stage == T::kStages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+  }
+};
+
+__device__ inline void store_pair(__half* y, int n, int row, float first, float second) {
+  if (row + 1 < n && n % 2 == 0) {
+    *reinterpret_cast<__half2*>(y + row) = __floats2half2_rn(first, second);
+  } else {
+    if (row < n) y[row] = __float2half_rn(first);
+    if (row + 1 < n) y[row + 1] = __float2half_rn(second);
+  }
+}
+
+// Sums as wgmma leaves them, of the 16 rows from `row` and the tokens from `token`.
+template <int kTokens>
+__device__ void store_sums(const float (&d)[kTokens / 2], const Arguments& a, int row, int token, int lane) {
+  const int g = lane / 4, q = lane % 4;
+  float bias[2] = {0, 0};
+  if (a.bias != nullptr) {
+    if (row + g < a.n) bias[0] = a.bias[row + g];
+    if (row + g + 8 < a.n) bias[1] = a.bias[row + g + 8];
+  }
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    const int to = token + 8 * j + g;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const __half2 pair =
+          __floats2half2_rn(d[4 * j + 2 * half] + bias[half], d[4 * j + 2 * half + 1] + bias[half]);
+      // Now two rows of one token.
+      const __half2 rows = as_half2(ptx::transpose_8x8(as_bits(pair)));
+      const int first = row + 8 * half + 2 * q;
+      if (to >= a.tokens || first >= a.n) continue;
+      __half* const y = a.y + int64_t{to} * a.n;
+      if (a.n % 2 == 0) {
+        *reinterpret_cast<__half2*>(y + first) = rows;
+      } else {
+        y[first] = __low2half(rows);
+        if (first + 1 < a.n) y[first + 1] = __high2half(rows);
+      }
+    }
+  }
+}
+
+// Sums [kTokens][kRows + kPadding] of every block of the cluster, at `sums` in its shared memory: adds them
+// in the order of the blocks. Each block takes a share of the tokens.
+template <typename T, int kTokens>
+__device__ void add_cluster(uint32_t sums, const Arguments& a, int row, int token, uint32_t rank) {
+  constexpr int kVectors = T::kRows / 4;
+  const int valid = min(kTokens, a.tokens - token);
+  const int first = valid * static_cast<int>(rank) / a.split,
+            last = valid * (static_cast<int>(rank) + 1) / a.split;
+  for (int i = threadIdx.x; i < (last - first) * kVectors; i += 32 * T::kWarps) {
+    const int t = first + i / kVectors, r = i % kVectors * 4;
+    const uint32_t at = sums + (t * (T::kRows + kPadding) + r) * 4;
+    float4 total = {0, 0, 0, 0};
+#pragma unroll 4
+    for (int other = 0; other < a.split; ++other) {
+      const float4 v = ptx::load_cluster_float4(ptx::cluster_address(at, other));
+      total = {total.x + v.x, total.y + v.y, total.z + v.z, total.w + v.w};
+    }
+    if (a.bias != nullptr) {
+      if (row + r < a.n) total.x += a.bias[row + r];
+      if (row + r + 1 < a.n) total.y += a.bias[row + r + 1];
+      if (row + r + 2 < a.n) total.z += a.bias[row + r + 2];
+      if (row + r + 3 < a.n) total.w += a.bias[row + r + 3];
+    }
+    __half* const y = a.y + int64_t{token + t} * a.n;
+    store_pair(y, a.n, row + r, total.x, total.y);
+    store_pair(y, a.n, row + r + 2, total.z, total.w);
+  }
+}
+
+template <int kWarpgroups, int kTokens, int kScales>
+__global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
+                                  Tile<kWarpgroups, kTokens, kScales>::kTwo ? 2 : 1)
+    tile_kernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x,
+                const Arguments a) {
+  using T = Tile<kWarpgroups, kTokens, kScales>;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ uint64_t full[T::kStages], empty[T::kStages];
+  const uint32_t ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
+  uint8_t* const ring_pointer = dynamic + (ring - ptx::shared_address(dynamic));
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < T::kStages; ++i) {
+      ptx::barrier_init(&full[i], 1);
+      ptx::barrier_init(&empty[i], T::kWarps);
+    }
+    ptx::fence_barrier_init();
+  }
+  __syncthreads();
+  ptx::launch_dependents();
+
+  if (warp >= T::kWarps) {
+    if constexpr (T::kTakes) ptx::give_registers<kProducerRegisters>();
+    if (threadIdx.x == 32 * T::kWarps) {
+      const Producer<T> producer = {weights, x, ring, ptx::shared_address(full), ptx::shared_address(empty)};
+      producer.template run<kScales>(a);
+    }
+    __syncwarp();
+    if (a.split > 1) {
+      ptx::cluster_barrier();
+      ptx::cluster_barrier();
+    }
+  } else {
+    if constexpr (T::kTakes) ptx::take_registers<kWarpgroups == 4 ? 120 : 232>();
+    const int g = lane / 4;
+    Walk walk(a);
+    int stage = 0, previous = -1;
+    uint32_t parity = 0;
+    const auto release = [&] {
+      __syncwarp();
+      if (previous >= 0 && lane == 0) ptx::barrier_arrive(ptx::shared_address(&empty[previous]));
+    };
+    float d[kTokens / 2];
+    constexpr int kBatch = T::kBatch, kBatches = 8 / kBatch;
+    uint32_t even[4 * kBatch], odd[4 * kBatch];  // operands of even and of odd batches
+#pragma unroll
+    for (int i = 0; i < 4 * kBatch; ++i) even[i] = odd[i] = 0;
+    for (; walk.valid(); walk.unit += walk.step) {
+#pragma unroll
+      for (int i = 0; i < kTokens / 2; ++i) d[i] = 0;
+      ptx::keep_registers(d);
+      for (int block = walk.begin; block < walk.end; ++block) {
+        ptx::barrier_wait(ptx::shared_address(&full[stage]), parity);
+        const uint8_t* const at =
+            ring_pointer + T::kStages * T::kTokenBytes + stage * T::kWeightBytes + warp * T::kBlockBytes;
+        const uint64_t b = ptx::operand_128b(ring + stage * T::kTokenBytes);
+        const __half* const scales = reinterpret_cast<const __half*>(at + kCodeBytes) + g;
+        uint4 codes = {};
+#pragma unroll
+        for (int batch = 0; batch < kBatches; ++batch) {
+          uint32_t(&operands)[4 * kBatch] = batch % 2 == 0 ? even : odd;
+          const int half = batch * kBatch / 4;  // of the columns
+          if (batch * kBatch % 4 == 0) codes = *reinterpret_cast<const uint4*>(at + 512 * half + lane * 16);
+          const int set = kScales == 2 ? 16 * half : 0;
+          const __half2 scale = __half2half2(scales[set]), scale_8 = __half2half2(scales[set + 8]);
+          const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+#pragma unroll
+          for (int i = 0; i < kBatch; ++i) {
+            uint32_t decoded[4];
+            decode_word(words[(batch * kBatch + i) % 4], scale, scale_8, decoded);
+#pragma unroll
+            for (int r = 0; r < 4; ++r) operands[4 * i + r] = decoded[r];
+          }
+          ptx::warpgroup_arrive();
+#pragma unroll
+          for (int i = 0; i < kBatch; ++i) {
+            const int m = batch * kBatch + i;
+            ptx::wgmma_f16(d, operands[4 * i], operands[4 * i + 1], operands[4 * i + 2], operands[4 * i + 3],
+                           b + m / 4 * (T::kTokenBytes / 2 / 16) + m % 4 * 2);
+          }
+          ptx::warpgroup_commit();
+          // All products but these have ended: the other registers are free, and so is the last stage.
+          ptx::warpgroup_wait<1>();
+          ptx::keep_registers(batch % 2 == 0 ? odd : even);
+          if (batch == 0) release();
+        }
+        previous = stage;
+        if (++stage == T::kStages) {
+          stage = 0;
+          parity ^= 1;
+        }
+      }
+      ptx::warpgroup_wait<0>();
+      ptx::keep_registers(odd);
+      ptx::keep_registers(d);
+      release();
+      previous = -1;
+      if (a.split == 1) {
+        store_sums<kTokens>(d, a, walk.row_tile() * T::kRows + warp * 16, walk.token_tile() * kTokens, lane);
+      }
+    }
+    if (a.split > 1) {
+      // One tile only: the ring has been read, and its memory takes the sums.
+      ptx::named_barrier(kMultiplierBarrier, 32 * T::kWarps);
+      float* const sums = reinterpret_cast<float*>(ring_pointer) + warp * 16 + g;
+#pragma unroll
+      for (int i = 0; i < kTokens / 2; ++i) {
+        const int t = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        sums[t * (T::kRows + kPadding) + i % 4 / 2 * 8] = d[i];
+      }
+      ptx::cluster_barrier();
+      const Walk only(a);
+      add_cluster<T, kTokens>(ring, a, only.row_tile() * T::kRows, only.token_tile() * kTokens,
+                              ptx::cluster_rank());
+      ptx::cluster_barrier();  // nobody leaves while others read its memory
+    }
+  }
+}
+
+template <int kWarpgroups, int kTokens, int kScales>
+cudaError_t launch(const TileProblem& problem, int split, int multiprocessors, cudaStream_t stream) {
+  using T = Tile<kWarpgroups, kTokens, kScales>;
+  const auto kernel = tile_kernel<kWarpgroups, kTokens, kScales>;
+  if (const cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
+      error != cudaSuccess) {
+    return error;
+  }
+  const DecodeShape shape = {problem.n, problem.k, kScales};
+  const int row_tiles = (problem.n + T::kRows - 1) / T::kRows,
+            token_tiles = (problem.tokens + kTokens - 1) / kTokens, units = row_tiles * token_tiles;
+  const Arguments arguments = {.y = problem.y,
+                               .bias = problem.bias,
+                               .n = problem.n,
+                               .tokens = problem.tokens,
+                               .blocks = static_cast<int>(shape.blocks()),
+                               .row_tiles = row_tiles,
+                               .token_tiles = token_tiles,
+                               .split = split};
+  const CUtensorMap weights =
+      cuda::make_byte_map(problem.weights, shape.tiles(), shape.tile_bytes(), T::kWarps, T::kBlockBytes);
+  const CUtensorMap x = cuda::make_tile_map(cuda::TileType::kHalf, problem.x, problem.tokens, problem.k,
+                                            2 * problem.k, kTokens);
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(split), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(split > 1 ? units * split : min(units, multiprocessors * (T::kTwo ? 2 : 1)));
+  config.blockDim = dim3(T::kThreads);
+  config.dynamicSmemBytes = T::kSharedBytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = split > 1 ? 2 : 1;
+  return cudaLaunchKernelEx(&config, kernel, weights, x, arguments);
+}
+
+using Launch = cudaError_t (*)(const TileProblem&, int split, int multiprocessors, cudaStream_t);
+
+constexpr std::array kSizes = {TileSize{128, 8},  TileSize{128, 16},  TileSize{128, 32},  TileSize{128, 64},
+                               TileSize{256, 64}, TileSize{128, 128}, TileSize{256, 128}, TileSize{128, 256}};
+template <int kScales>
+constexpr std::array<Launch, kSizes.size()> kLaunches = {
+    launch<2, 8, kScales>,  launch<2, 16, kScales>,  launch<2, 32, kScales>,  launch<2, 64, kScales>,
+    launch<4, 64, kScales>, launch<2, 128, kScales>, launch<4, 128, kScales>, launch<2, 256, kScales>};
+
+}  // namespace
+
+std::span<const TileSize> tile_sizes() { return kSizes; }
+
+cudaError_t launch_tile(const TileProblem& problem, const TilePlan& plan, int multiprocessors,
+                        cudaStream_t stream) {
+  const int64_t blocks = (problem.k + kBlockColumns - 1) / kBlockColumns;
+  if (problem.k % 8 != 0 || problem.tokens < 1 || plan.split < 1 || plan.split > 8 || plan.split > blocks) {
+    return cudaErrorInvalidValue;
+  }
+  for (size_t i = 0; i < kSizes.size(); ++i) {
+    if (kSizes[i].rows != plan.size.rows || kSizes[i].tokens != plan.size.tokens) continue;
+    const Launch launch = problem.scales_per_block == 1 ? kLaunches<1>[i] : kLaunches<2>[i];
+    return launch(problem, plan.split, multiprocessors, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace nibble::group_int_cuda
