@@ -241,10 +241,12 @@ std::vector<Choice> all_choices(int tokens, const Linear& linear) {
     }
   }
   for (const group_int_cuda::TileSize& size : group_int_cuda::tile_sizes()) {
-    if (size.tokens < std::min(tokens, 256) / 4 || (size.tokens > 16 && size.tokens >= 2 * tokens)) continue;
+    if (size.tokens < std::min(tokens, 128) / (tokens > 16 ? 2 : 1) ||
+        (size.tokens > 16 && size.tokens >= 2 * tokens))
+      continue;
     const int units = (linear.n + size.rows - 1) / size.rows * ((tokens + size.tokens - 1) / size.tokens);
-    for (const int split : {1, 2, 3, 4, 5, 6, 8}) {
-      if (split > 1 && units * split > 132 * 6) continue;
+    for (const int split : {1, 2, 3, 4, 6, 8}) {
+      if (split > 1 && units * split > 132 * 4) continue;
       made.push_back({.method = Method::kTile, .tile = {.size = size, .split = split}});
     }
   }

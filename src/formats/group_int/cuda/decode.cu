@@ -88,6 +88,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(DecodeProblem probl
   ptx::named_barrier(kMultiplierBarrier, 32 * kWarps);
 
   const int g = lane / 4, q = lane % 4;
+  const uint32_t magic = decode_magic();
   int stage = 0, turn = 0;
   uint32_t parity = 0;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -115,13 +116,13 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(DecodeProblem probl
 #pragma unroll
         for (int v = 0; v < 2; ++v) {
           uint32_t a[4];
-          decode_word(words[2 * v], a);
+          decode_word(words[2 * v], magic, a);
           ptx::mma_16x8x16(left, a, b[v].x, b[v].y);
-          decode_word(words[2 * v + 4], a);
+          decode_word(words[2 * v + 4], magic, a);
           ptx::mma_16x8x16(right, a, b[v + 2].x, b[v + 2].y);
-          decode_word(words[2 * v + 1], a);
+          decode_word(words[2 * v + 1], magic, a);
           ptx::mma_16x8x16(left, a, b[v].z, b[v].w);
-          decode_word(words[2 * v + 5], a);
+          decode_word(words[2 * v + 5], magic, a);
           ptx::mma_16x8x16(right, a, b[v + 2].z, b[v + 2].w);
         }
         if constexpr (kScales == 1) {

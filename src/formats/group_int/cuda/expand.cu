@@ -20,6 +20,7 @@ __global__ void __launch_bounds__(32 * kWarps) expand_kernel(ExpandProblem probl
   const uint8_t* const first = problem.weights + int64_t{problem.first_row / kRows} * blocks * kBlockBytes;
   uint32_t* const mine = rows[warp];
   ptx::launch_dependents();
+  const uint32_t magic = decode_magic();
   bool waited = false;
   const int step = gridDim.x * kWarps;
   for (int64_t index = blockIdx.x * kWarps + warp; index < int64_t{tiles} * blocks; index += step) {
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(32 * kWarps) expand_kernel(ExpandProblem probl
     for (int m = 0; m < 8; ++m) {
       const int set = kScales == 2 ? m / 4 * 16 : 0;
       uint32_t a[4];
-      decode_word(words[m], __half2half2(scales[set]), __half2half2(scales[set + 8]), a);
+      decode_word(words[m], magic, __half2half2(scales[set]), __half2half2(scales[set + 8]), a);
 #pragma unroll
       for (int i = 0; i < 4; ++i) mine[(g + i % 2 * 8) * kRowWords + 8 * m + i / 2 * 4 + q] = a[i];
     }

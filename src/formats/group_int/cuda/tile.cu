@@ -18,7 +18,7 @@ constexpr int kMaximumStages = 10, kMultiplierBarrier = 1;
 constexpr int kColumns = kBlockColumns;  // of a stage
 constexpr int kSwizzledColumns = 64;     // of a tensor map's box: 128 bytes
 constexpr int kSharedPerBlock = 232448;  // the most a block may have
-constexpr int kSharedOfTwo = 115712;     // the most each of two blocks of a multiprocessor may have
+constexpr int kSharedPerMultiprocessor = 233472, kSharedReserve = 1024;
 constexpr int kProducerRegisters = 24;
 constexpr int kPadding = 4;  // floats after a token's sums: no bank conflicts
 
@@ -40,17 +40,37 @@ struct Tile {
   static constexpr int kBlockBytes = kCodeBytes + kScales * kScaleBytes;
   static constexpr int kTokenBytes = kTokens * kColumns * 2, kWeightBytes = kWarps * kBlockBytes;
   // Products that are issued together, with registers for as many again: of 16 columns each.
-  static constexpr int kBatch = kWarpgroups * kTokens == 512 && kWarpgroups == 4 ? 2 : 4;
+  static constexpr int kBatch =
+      (kWarpgroups == 4 && kTokens == 128) || (kWarpgroups == 2 && kTokens == 32) ? 2 : 4;
   static constexpr int kStageBytes = kTokenBytes + kWeightBytes;
-  // Where two blocks fit on a multiprocessor, one streams while the other starts or ends.
-  static constexpr bool kTwo = kWarpgroups == 2 && kTokens <= 64;
-  static constexpr int kBudget = (kTwo ? kSharedOfTwo : kSharedPerBlock) - 2048;
+  // Where several blocks fit on a multiprocessor, one streams while others, or those of the next kernel,
+  // start or end.
+  static constexpr int kPerMultiprocessor = kWarpgroups * kTokens <= 64    ? 3
+                                            : kWarpgroups * kTokens <= 128 ? 2
+                                                                           : 1;
+  static constexpr int kBudget =
+      (kPerMultiprocessor == 1 ? kSharedPerBlock
+                               : kSharedPerMultiprocessor / kPerMultiprocessor - kSharedReserve) -
+      1024 - 256;  // for alignment and barriers
   static constexpr int kStages =
       kBudget / kStageBytes < kMaximumStages ? kBudget / kStageBytes : kMaximumStages;
   static constexpr int kSharedBytes = kStages * kStageBytes + 1024;  // the ring starts at a multiple of 1024
   static_assert(kStages >= 3);
   static_assert(kTokens * (kRows + kPadding) * 4 <= kStages * kStageBytes);
 };
+
+__device__ inline uint4 load_shared_uint4(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address));
+  return v;
+}
+__device__ inline __half load_shared_half(uint32_t address) {
+  unsigned short v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
+  return __ushort_as_half(v);
+}
 
 // The pieces of work of one block of threads: tiles, and of each the same range of blocks of columns.
 struct Walk {
@@ -193,7 +213,7 @@ __device__ void add_cluster(uint32_t sums, const Arguments& a, int row, int toke
 
 template <int kWarpgroups, int kTokens, int kScales>
 __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
-                                  Tile<kWarpgroups, kTokens, kScales>::kTwo ? 2 : 1)
+                                  (Tile<kWarpgroups, kTokens, kScales>::kPerMultiprocessor))
     tile_kernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x,
                 const Arguments a) {
   using T = Tile<kWarpgroups, kTokens, kScales>;
@@ -221,17 +241,23 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
     __syncwarp();
     if (a.split > 1) {
       ptx::cluster_barrier();
-      ptx::cluster_barrier();
+      ptx::cluster_barrier_relaxed();
     }
   } else {
-    if constexpr (T::kTakes) ptx::take_registers<kWarpgroups == 4 ? 120 : 232>();
+    if constexpr (T::kTakes) ptx::take_registers<kWarpgroups == 4 ? 112 : 232>();
     const int g = lane / 4;
     Walk walk(a);
+    const uint32_t magic = decode_magic();
+    // Addresses in registers, not computed again and again.
+    uint32_t codes_at = ring + T::kStages * T::kTokenBytes + warp * T::kBlockBytes + lane * 16,
+             scales_at = codes_at - lane * 16 + kCodeBytes + 2 * g, operands_at = ring >> 4,
+             full_at = ptx::shared_address(full), empty_at = ptx::shared_address(empty);
+    asm volatile("" : "+r"(codes_at), "+r"(scales_at), "+r"(operands_at), "+r"(full_at), "+r"(empty_at));
     int stage = 0, previous = -1;
     uint32_t parity = 0;
     const auto release = [&] {
       __syncwarp();
-      if (previous >= 0 && lane == 0) ptx::barrier_arrive(ptx::shared_address(&empty[previous]));
+      if (previous >= 0 && lane == 0) ptx::barrier_arrive(empty_at + 8 * previous);
     };
     float d[kTokens / 2];
     constexpr int kBatch = T::kBatch, kBatches = 8 / kBatch;
@@ -243,24 +269,24 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
       for (int i = 0; i < kTokens / 2; ++i) d[i] = 0;
       ptx::keep_registers(d);
       for (int block = walk.begin; block < walk.end; ++block) {
-        ptx::barrier_wait(ptx::shared_address(&full[stage]), parity);
-        const uint8_t* const at =
-            ring_pointer + T::kStages * T::kTokenBytes + stage * T::kWeightBytes + warp * T::kBlockBytes;
-        const uint64_t b = ptx::operand_128b(ring + stage * T::kTokenBytes);
-        const __half* const scales = reinterpret_cast<const __half*>(at + kCodeBytes) + g;
+        ptx::barrier_wait(full_at + 8 * stage, parity);
+        const uint32_t codes_in = codes_at + stage * T::kWeightBytes,
+                       scales_in = scales_at + stage * T::kWeightBytes;
+        const uint64_t b = ptx::operand_128b(0) + (operands_at + stage * (T::kTokenBytes / 16));
         uint4 codes = {};
 #pragma unroll
         for (int batch = 0; batch < kBatches; ++batch) {
           uint32_t(&operands)[4 * kBatch] = batch % 2 == 0 ? even : odd;
           const int half = batch * kBatch / 4;  // of the columns
-          if (batch * kBatch % 4 == 0) codes = *reinterpret_cast<const uint4*>(at + 512 * half + lane * 16);
-          const int set = kScales == 2 ? 16 * half : 0;
-          const __half2 scale = __half2half2(scales[set]), scale_8 = __half2half2(scales[set + 8]);
+          if (batch * kBatch % 4 == 0) codes = load_shared_uint4(codes_in + 512 * half);
+          const uint32_t set = scales_in + (kScales == 2 ? kScaleBytes * half : 0);
+          const __half2 scale = __half2half2(load_shared_half(set)),
+                        scale_8 = __half2half2(load_shared_half(set + 16));
           const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
           for (int i = 0; i < kBatch; ++i) {
             uint32_t decoded[4];
-            decode_word(words[(batch * kBatch + i) % 4], scale, scale_8, decoded);
+            decode_word(words[(batch * kBatch + i) % 4], magic, scale, scale_8, decoded);
 #pragma unroll
             for (int r = 0; r < 4; ++r) operands[4 * i + r] = decoded[r];
           }
@@ -305,7 +331,7 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
       const Walk only(a);
       add_cluster<T, kTokens>(ring, a, only.row_tile() * T::kRows, only.token_tile() * kTokens,
                               ptx::cluster_rank());
-      ptx::cluster_barrier();  // nobody leaves while others read its memory
+      ptx::cluster_barrier_relaxed();  // nobody leaves while others read its memory
     }
   }
 }
@@ -340,7 +366,7 @@ cudaError_t launch(const TileProblem& problem, int split, int multiprocessors, c
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {static_cast<unsigned>(split), 1, 1};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(split > 1 ? units * split : min(units, multiprocessors * (T::kTwo ? 2 : 1)));
+  config.gridDim = dim3(split > 1 ? units * split : min(units, multiprocessors * (T::kPerMultiprocessor)));
   config.blockDim = dim3(T::kThreads);
   config.dynamicSmemBytes = T::kSharedBytes;
   config.stream = stream;
