@@ -149,17 +149,28 @@ double time_half(const std::vector<Linear>& linears, int tokens, bool quick, Poo
   });
 }
 
+// What kernels need beside their operands.
+struct Scratch {
+  Buffer workspace, flags, slice;
+  Scratch(size_t slice_bytes, const cuda::Device& device)
+      : workspace(group_int_cuda::tile_workspace_bytes(device.multiprocessors)),
+        flags(sizeof(uint32_t) * group_int_cuda::kTileFlags),
+        slice(slice_bytes) {
+    cuda::check(cudaMemset(flags.data(), 0, flags.bytes()), "filling");
+  }
+};
+
 // One linear's way through the kernels; the same calls as a model makes.
 class Product {
  public:
   Product(const Linear& linear, int tokens, const Choice& choice, const Buffer& x, const Buffer& y,
-          const Buffer& slice, const cuda::Device& device, const cuda::Stream& stream)
-      : linear_(linear), tokens_(tokens), choice_(choice), x_(x), y_(y), slice_(slice), device_(device) {
+          const Scratch& scratch, const cuda::Device& device, const cuda::Stream& stream)
+      : linear_(linear), tokens_(tokens), choice_(choice), x_(x), y_(y), scratch_(scratch), device_(device) {
     if (choice.method != Method::kExpand) return;
-    rows_ = group_int_cuda::expand_slice_rows(linear.n, linear.k, slice.bytes());
+    rows_ = group_int_cuda::expand_slice_rows(linear.n, linear.k, scratch.slice.bytes());
     for (int rows : {rows_, linear.n % rows_}) {
       if (rows == 0) continue;
-      slices_.emplace_back(tokens, rows, linear.k, x.as<__half>(), slice.as<__half>(), y.as<__half>(),
+      slices_.emplace_back(tokens, rows, linear.k, x.as<__half>(), scratch.slice.as<__half>(), y.as<__half>(),
                            stream.get(), linear.n);
     }
   }
@@ -182,7 +193,9 @@ class Product {
                                                  .y = y_.as<__half>(),
                                                  .n = n,
                                                  .k = k,
-                                                 .tokens = tokens_},
+                                                 .tokens = tokens_,
+                                                 .workspace = scratch_.workspace.data(),
+                                                 .flags = scratch_.flags.as<uint32_t>()},
                                                 choice_.tile, device_.multiprocessors, stream.get()),
                     "launching");
         break;
@@ -190,14 +203,14 @@ class Product {
         for (int first = 0; first < n; first += rows_) {
           const int rows = std::min(rows_, n - first);
           cuda::check(group_int_cuda::launch_expand({.weights = weights,
-                                                     .w = slice_.as<__half>(),
+                                                     .w = scratch_.slice.as<__half>(),
                                                      .n = n,
                                                      .k = k,
                                                      .first_row = first,
                                                      .rows = rows},
                                                     device_.multiprocessors, stream.get()),
                       "launching");
-          slices_[rows == rows_ ? 0 : 1].enqueue(x_.as<__half>(), slice_.as<__half>(),
+          slices_[rows == rows_ ? 0 : 1].enqueue(x_.as<__half>(), scratch_.slice.as<__half>(),
                                                  y_.as<__half>() + first, stream.get());
         }
         break;
@@ -208,20 +221,21 @@ class Product {
   Linear linear_;
   int tokens_;
   Choice choice_;
-  const Buffer &x_, &y_, &slice_;
+  const Buffer &x_, &y_;
+  const Scratch& scratch_;
   const cuda::Device& device_;
   int rows_ = 0;
   std::vector<cuda::HalfProduct> slices_;
 };
 
 double time_packed(const std::vector<Linear>& linears, int tokens, const std::vector<Choice>& choices,
-                   bool quick, Pool& pool, const Buffer& slice, const cuda::Device& device,
+                   bool quick, Pool& pool, const Scratch& scratch, const cuda::Device& device,
                    const cuda::Stream& stream) {
   const Tokens operands(linears, tokens, stream);
   const int copies = static_cast<int>(kRotatedBytes / packed_bytes(linears) / (quick ? 2 : 1)) + 1;
   std::vector<Product> products;
   for (size_t i = 0; i < linears.size(); ++i) {
-    products.emplace_back(linears[i], tokens, choices[i], operands.x[i], operands.y[i], slice, device,
+    products.emplace_back(linears[i], tokens, choices[i], operands.x[i], operands.y[i], scratch, device,
                           stream);
   }
   pool.restart();
@@ -250,7 +264,7 @@ std::vector<Choice> all_choices(int tokens, const Linear& linear) {
       made.push_back({.method = Method::kTile, .tile = {.size = size, .split = split}});
     }
   }
-  if (tokens >= 128) made.push_back({.method = Method::kExpand});
+  if (tokens >= 1024) made.push_back({.method = Method::kExpand});
   return made;
 }
 
@@ -264,13 +278,12 @@ void sweep(const std::vector<const Block*>& models, const std::vector<int>& toke
         const double half = time_half({linear}, tokens, true, pool, stream);
         for (const Choice& choice : all_choices(tokens, linear)) {
           std::vector<size_t> slices = {size_t{64} << 20};
-          if (choice.method == Method::kExpand)
-            slices = {size_t{24} << 20, size_t{64} << 20, size_t{1} << 30};
+          if (choice.method == Method::kExpand) slices = {size_t{64} << 20, size_t{256} << 20};
           for (const size_t bytes : slices) {
-            const Buffer slice(choice.method == Method::kExpand ? bytes : 16);
+            const Scratch scratch(choice.method == Method::kExpand ? bytes : 16, device);
             try {
               const double seconds =
-                  time_packed({linear}, tokens, {choice}, true, pool, slice, device, stream);
+                  time_packed({linear}, tokens, {choice}, true, pool, scratch, device, stream);
               std::printf(
                   "%6d %6d %6d %9.2f %9.2f %6.2f  %s%s\n", linear.n, linear.k, tokens, 1e6 * half,
                   1e6 * seconds, half / seconds, choice.describe().c_str(),
@@ -292,7 +305,7 @@ void table(const std::vector<const Block*>& models, const std::vector<int>& toke
   std::printf("four linears in one graph, weights rotated, random data, medians\n\n");
   std::printf("%-12s %6s %10s %10s %8s %8s %9s  %s\n", "model", "tokens", "FP16 us", "W4A16 us", "x FP16",
               "TB/s", "of read", "kernels");
-  const Buffer slice(kSliceBytes);
+  const Scratch scratch(kSliceBytes, device);
   for (const Block* const block : models) {
     for (const int tokens : token_counts) {
       const double half = time_half(block->linears, tokens, false, pool, stream);
@@ -303,7 +316,8 @@ void table(const std::vector<const Block*>& models, const std::vector<int>& toke
         const std::string name = choices.back().describe();
         if (names.find(name) == std::string::npos) names += (names.empty() ? "" : "; ") + name;
       }
-      const double seconds = time_packed(block->linears, tokens, choices, false, pool, slice, device, stream);
+      const double seconds =
+          time_packed(block->linears, tokens, choices, false, pool, scratch, device, stream);
       const double rate = static_cast<double>(packed_bytes(block->linears)) / seconds;
       std::printf("%-12s %6d %10.1f %10.1f %8.2f %8.2f %7.0f %%  %s\n", block->name, tokens, 1e6 * half,
                   1e6 * seconds, half / seconds, 1e-12 * rate, 100 * rate / bandwidth, names.c_str());

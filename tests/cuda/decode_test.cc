@@ -171,6 +171,10 @@ TEST_P(TileProduct, EqualsPlainLoopsWithEveryTile) {
   const cuda::Stream stream;
   Operands operands(n, k, group_size, tokens);
   const auto expected = operands.expect(operands.rounded_weight(), bias);
+  const cuda::Buffer workspace(tile_workspace_bytes(device.multiprocessors));
+  cuda::Buffer flags(sizeof(uint32_t) * kTileFlags);
+  const std::vector<uint32_t> zeros(kTileFlags);
+  flags.upload(zeros.data(), flags.bytes());
   for (const TileSize& size : tile_sizes()) {
     for (const int split : {1, 2, 3, 5, 8}) {
       if (split > operands.shape.blocks()) continue;
@@ -186,7 +190,9 @@ TEST_P(TileProduct, EqualsPlainLoopsWithEveryTile) {
                                  .n = static_cast<int>(n),
                                  .k = static_cast<int>(k),
                                  .tokens = tokens,
-                                 .scales_per_block = static_cast<int>(operands.shape.scales_per_block)},
+                                 .scales_per_block = static_cast<int>(operands.shape.scales_per_block),
+                                 .workspace = workspace.data(),
+                                 .flags = flags.as<uint32_t>()},
                                 {.size = size, .split = split}, device.multiprocessors, stream.get()),
                     "launching");
         stream.synchronize();
@@ -208,7 +214,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, TileProduct,
                                            TileCase{256, 4096, 128, 17}, TileCase{512, 1152, 64, 70, true},
                                            TileCase{1000, 640, 128, 300}, TileCase{4096, 1024, 128, 33},
                                            TileCase{64, 14336, 128, 129, true},
-                                           TileCase{2561, 384, 0, 260, true}));
+                                           TileCase{2561, 384, 0, 260, true}, TileCase{20000, 640, 128, 20},
+                                           TileCase{9000, 520, 64, 530, true}));
 
 TEST_F(OnDevice, ExpansionsAreTheFormatsWeights) {
   const cuda::Device device = cuda::open_device(0);

@@ -13,15 +13,12 @@ int ceil_divide(int a, int b) { return (a + b - 1) / b; }
 }  // namespace
 
 std::string Choice::describe() const {
-  switch (method) {
-    case Method::kDecode:
-      return format_text("decode, {} stages, {} per SM", decode.stages, decode.blocks_per_multiprocessor);
-    case Method::kTile:
-      return format_text("tile {} x {}, split {}", tile.size.rows, tile.size.tokens, tile.split);
-    case Method::kExpand:
-      break;
+  if (method == Method::kExpand) return "expand to FP16";
+  if (method == Method::kDecode) {
+    return format_text("decode, {} stages, {} per SM", decode.stages, decode.blocks_per_multiprocessor);
   }
-  return "expand to FP16";
+  const std::string size = format_text("tile {} x {}", tile.size.rows, tile.size.tokens);
+  return tile.split == 1 ? size + ", balanced" : format_text("{}, split {}", size, tile.split);
 }
 
 int expand_slice_rows(int n, int k, size_t bytes) {

@@ -19,8 +19,8 @@ constexpr int kColumns = kBlockColumns;  // of a stage
 constexpr int kSwizzledColumns = 64;     // of a tensor map's box: 128 bytes
 constexpr int kSharedPerBlock = 232448;  // the most a block may have
 constexpr int kSharedPerMultiprocessor = 233472, kSharedReserve = 1024;
-constexpr int kProducerRegisters = 24;
-constexpr int kPadding = 4;  // floats after a token's sums: no bank conflicts
+constexpr int kLeastBlocks = 3;  // of columns that are worth a block of threads of their own
+constexpr int kPadding = 4;      // floats after a token's sums: no bank conflicts
 
 struct Arguments {
   __half* y;
@@ -29,6 +29,9 @@ struct Arguments {
   int blocks;  // of 128 columns
   int row_tiles, token_tiles;
   int split;
+  int shared_units;  // units whose blocks are shared out evenly (split 1)
+  float* partials;   // [grid][kTokens / 2][threads], sums of pieces that begin inside of a unit
+  uint32_t* flags;   // [grid], 1 when a partial is there
 };
 
 template <int kWarpgroups, int kTokens, int kScales>
@@ -72,30 +75,60 @@ __device__ inline __half load_shared_half(uint32_t address) {
   return __ushort_as_half(v);
 }
 
-// The pieces of work of one block of threads: tiles, and of each the same range of blocks of columns.
+// Shared units are cut into as many ranges of blocks as the grid has blocks of threads.
+__device__ inline int range_begin(const Arguments& a, int index) {
+  return static_cast<int>(int64_t{a.shared_units} * a.blocks * index / gridDim.x);
+}
+
+// The pieces of work of one block of threads. A unit is a tile of the result. With split 1 the first
+// `shared_units` units are shared out by blocks of columns, so that all end at the same time, and whole units
+// follow; else every unit belongs to a cluster.
 struct Walk {
-  int unit, block;
-  int units, step, begin, end, token_tiles;
+  int unit, begin, end;  // the piece: blocks [begin, end) of a unit
+  int left, next;        // blocks of shared units after it; the next whole unit
+  int units, blocks, token_tiles;
+
   __device__ explicit Walk(const Arguments& a)
-      : unit(blockIdx.x / a.split),
-        units(a.row_tiles * a.token_tiles),
-        step(gridDim.x / a.split),
-        token_tiles(a.token_tiles) {
-    const int rank = blockIdx.x % a.split;
-    begin = a.blocks * rank / a.split;
-    end = a.blocks * (rank + 1) / a.split;
-    block = begin;
+      : units(a.row_tiles * a.token_tiles), blocks(a.blocks), token_tiles(a.token_tiles) {
+    const int index = blockIdx.x;
+    if (a.split > 1) {
+      const int rank = index % a.split;
+      unit = index / a.split;
+      begin = a.blocks * rank / a.split;
+      end = a.blocks * (rank + 1) / a.split;
+      left = 0;
+      next = units;
+      return;
+    }
+    const int first = range_begin(a, index);
+    left = range_begin(a, index + 1) - first;
+    next = a.shared_units + index;
+    unit = first / a.blocks;
+    begin = first % a.blocks;
+    take();
   }
   __device__ bool valid() const { return unit < units; }
-  __device__ void next() {
-    if (++block == end) {
-      block = begin;
-      unit += step;
-    }
+  __device__ void advance() {
+    ++unit;
+    begin = 0;
+    take();
   }
   // Tiles of the same rows follow each other: their weights come from the L2.
   __device__ int row_tile() const { return unit / token_tiles; }
   __device__ int token_tile() const { return unit % token_tiles; }
+
+ private:
+  __device__ void take() {
+    if (left > 0) {
+      end = min(blocks, begin + left);
+      left -= end - begin;
+    } else {
+      unit = next;
+      begin = 0;
+      end = blocks;
+      next = min(next + static_cast<int>(gridDim.x), units);
+    }
+  }
 };
 
 template <typename T>
@@ -106,11 +139,12 @@ struct Producer {
   template <int kScales>
   __device__ void run(const Arguments& a) const {
     const uint64_t policy = ptx::evict_first_policy();
-    const bool once = a.token_tiles == 1;
-    const auto want_weights = [&](const Walk& at, int stage) {
+    // Read once, they leave the L2 first; large tiles have no registers for this.
+    const bool once = !T::kTakes && a.token_tiles == 1;
+    const auto want_weights = [&](const Walk& piece, int block, int stage) {
       const uint32_t to = ring + T::kStages * T::kTokenBytes + stage * T::kWeightBytes,
                      barrier = full + 8 * stage;
-      const int column = at.block * (T::kBlockBytes / 8), row = at.row_tile() * T::kWarps;
+      const int column = block * (T::kBlockBytes / 8), row = piece.row_tile() * T::kWarps;
       ptx::barrier_arrive_expecting(barrier, T::kStageBytes);
       if (once) {
         ptx::tile_copy(to, &weights, column, row, barrier, policy);
@@ -119,24 +153,30 @@ struct Producer {
       }
     };
     // Weights depend on nothing: the first are on their way before the previous kernel has ended.
-    Walk walk(a), early = walk;
     int ahead = 0;
-    for (; ahead < T::kStages && early.valid(); ++ahead, early.next()) want_weights(early, ahead);
-    ptx::wait_for_previous_kernel();
-    int stage = 0;
-    uint32_t parity = 1;  // the first round finds every stage empty
-    for (int i = 0; walk.valid(); walk.next(), ++i) {
-      if (i >= ahead) {
-        ptx::barrier_wait(empty + 8 * stage, parity);
-        want_weights(walk, stage);
+    for (Walk early(a); early.valid() && ahead < T::kStages; early.advance()) {
+      for (int block = early.begin; block < early.end && ahead < T::kStages; ++block) {
+        want_weights(early, block, ahead++);
       }
-      const uint32_t to = ring + stage * T::kTokenBytes;
-      const int column = walk.block * kColumns, row = walk.token_tile() * (T::kTokenBytes / (2 * kColumns));
-      ptx::tile_copy(to, &x, column, row, full + 8 * stage);
-      ptx::tile_copy(to + T::kTokenBytes / 2, &x, column + kSwizzledColumns, row, full + 8 * stage);
-      if (++stage == T::kStages) {
-        stage = 0;
-        parity ^= 1;
+    }
+    ptx::wait_for_previous_kernel();
+    int stage = 0, count = 0;
+    uint32_t parity = 1;  // the first round finds every stage empty
+    for (Walk piece(a); piece.valid(); piece.advance()) {
+      const int row = piece.token_tile() * (T::kTokenBytes / (2 * kColumns));
+      for (int block = piece.begin; block < piece.end; ++block) {
+        if (count++ >= ahead) {
+          ptx::barrier_wait(empty + 8 * stage, parity);
+          want_weights(piece, block, stage);
+        }
+        const uint32_t to = ring + stage * T::kTokenBytes;
+        const int column = block * kColumns;
+        ptx::tile_copy(to, &x, column, row, full + 8 * stage);
+        ptx::tile_copy(to + T::kTokenBytes / 2, &x, column + kSwizzledColumns, row, full + 8 * stage);
+        if (++stage == T::kStages) {
+          stage = 0;
+          parity ^= 1;
+        }
       }
     }
   }
@@ -211,6 +251,42 @@ __device__ void add_cluster(uint32_t sums, const Arguments& a, int row, int toke
   }
 }
 
+// Partial sums go through the L2; a flag says that they are there.
+template <typename T, int kTokens>
+__device__ void hand_over(const float (&d)[kTokens / 2], const Arguments& a) {
+  constexpr int kThreads = 32 * T::kWarps;
+  float* const to = a.partials + int64_t{blockIdx.x} * (kTokens / 2) * kThreads + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) __stcg(to + i * kThreads, d[i]);
+  __threadfence();
+  ptx::named_barrier(kMultiplierBarrier, kThreads);
+  if (threadIdx.x == 0) {
+    asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(a.flags + blockIdx.x) : "memory");
+  }
+}
+
+// Adds what the following blocks of threads have of the unit whose first `covered` blocks are in d, in their
+// order. They did it first of all, so that it is there already unless ranges are shorter than a unit.
+template <typename T, int kTokens>
+__device__ void collect(float (&d)[kTokens / 2], const Arguments& a, int covered) {
+  constexpr int kThreads = 32 * T::kWarps;
+  for (int other = blockIdx.x + 1; covered < a.blocks; ++other) {
+    covered += range_begin(a, other + 1) - range_begin(a, other);
+    if (threadIdx.x == 0) {
+      uint32_t there = 0;
+      while (there == 0) {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(a.flags + other) : "memory");
+      }
+    }
+    ptx::named_barrier(kMultiplierBarrier, kThreads);
+    const float* const from = a.partials + int64_t{other} * (kTokens / 2) * kThreads + threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) d[i] += __ldcg(from + i * kThreads);
+    ptx::named_barrier(kMultiplierBarrier, kThreads);
+    if (threadIdx.x == 0) a.flags[other] = 0;  // for the next launch
+  }
+}
+
 template <int kWarpgroups, int kTokens, int kScales>
 __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
                                   (Tile<kWarpgroups, kTokens, kScales>::kPerMultiprocessor))
@@ -218,14 +294,14 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
                 const Arguments a) {
   using T = Tile<kWarpgroups, kTokens, kScales>;
   extern __shared__ uint8_t dynamic[];
-  __shared__ uint64_t full[T::kStages], empty[T::kStages];
+  __shared__ uint64_t barriers[2 * T::kStages];  // full, empty
   const uint32_t ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   uint8_t* const ring_pointer = dynamic + (ring - ptx::shared_address(dynamic));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < T::kStages; ++i) {
-      ptx::barrier_init(&full[i], 1);
-      ptx::barrier_init(&empty[i], T::kWarps);
+      ptx::barrier_init(&barriers[i], 1);
+      ptx::barrier_init(&barriers[T::kStages + i], T::kWarps);
     }
     ptx::fence_barrier_init();
   }
@@ -233,9 +309,10 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
   ptx::launch_dependents();
 
   if (warp >= T::kWarps) {
-    if constexpr (T::kTakes) ptx::give_registers<kProducerRegisters>();
+    if constexpr (T::kTakes) ptx::give_registers<kWarpgroups == 4 ? 32 : 40>();
     if (threadIdx.x == 32 * T::kWarps) {
-      const Producer<T> producer = {weights, x, ring, ptx::shared_address(full), ptx::shared_address(empty)};
+      const Producer<T> producer = {weights, x, ring, ptx::shared_address(barriers),
+                                    ptx::shared_address(barriers + T::kStages)};
       producer.template run<kScales>(a);
     }
     __syncwarp();
@@ -251,20 +328,21 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
     // Addresses in registers, not computed again and again.
     uint32_t codes_at = ring + T::kStages * T::kTokenBytes + warp * T::kBlockBytes + lane * 16,
              scales_at = codes_at - lane * 16 + kCodeBytes + 2 * g, operands_at = ring >> 4,
-             full_at = ptx::shared_address(full), empty_at = ptx::shared_address(empty);
-    asm volatile("" : "+r"(codes_at), "+r"(scales_at), "+r"(operands_at), "+r"(full_at), "+r"(empty_at));
-    int stage = 0, previous = -1;
+             full_at = ptx::shared_address(barriers);
+    asm volatile("" : "+r"(codes_at), "+r"(scales_at), "+r"(operands_at), "+r"(full_at));
+    int stage = 0;
     uint32_t parity = 0;
-    const auto release = [&] {
+    const auto release_previous = [&](bool any) {
+      const int previous = (stage == 0 ? T::kStages : stage) - 1;
       __syncwarp();
-      if (previous >= 0 && lane == 0) ptx::barrier_arrive(empty_at + 8 * previous);
+      if (any && lane == 0) ptx::barrier_arrive(full_at + 8 * (T::kStages + previous));
     };
     float d[kTokens / 2];
     constexpr int kBatch = T::kBatch, kBatches = 8 / kBatch;
     uint32_t even[4 * kBatch], odd[4 * kBatch];  // operands of even and of odd batches
 #pragma unroll
     for (int i = 0; i < 4 * kBatch; ++i) even[i] = odd[i] = 0;
-    for (; walk.valid(); walk.unit += walk.step) {
+    for (; walk.valid(); walk.advance()) {
 #pragma unroll
       for (int i = 0; i < kTokens / 2; ++i) d[i] = 0;
       ptx::keep_registers(d);
@@ -301,9 +379,8 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
           // All products but these have ended: the other registers are free, and so is the last stage.
           ptx::warpgroup_wait<1>();
           ptx::keep_registers(batch % 2 == 0 ? odd : even);
-          if (batch == 0) release();
+          if (batch == 0) release_previous(block > walk.begin);
         }
-        previous = stage;
         if (++stage == T::kStages) {
           stage = 0;
           parity ^= 1;
@@ -312,11 +389,14 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
       ptx::warpgroup_wait<0>();
       ptx::keep_registers(odd);
       ptx::keep_registers(d);
-      release();
-      previous = -1;
-      if (a.split == 1) {
-        store_sums<kTokens>(d, a, walk.row_tile() * T::kRows + warp * 16, walk.token_tile() * kTokens, lane);
+      release_previous(true);
+      if (a.split > 1) continue;
+      if (walk.begin > 0) {
+        hand_over<T, kTokens>(d, a);
+        continue;
       }
+      if (walk.end < a.blocks) collect<T, kTokens>(d, a, walk.end);
+      store_sums<kTokens>(d, a, walk.row_tile() * T::kRows + warp * 16, walk.token_tile() * kTokens, lane);
     }
     if (a.split > 1) {
       // One tile only: the ring has been read, and its memory takes the sums.
@@ -348,14 +428,26 @@ cudaError_t launch(const TileProblem& problem, int split, int multiprocessors, c
   const DecodeShape shape = {problem.n, problem.k, kScales};
   const int row_tiles = (problem.n + T::kRows - 1) / T::kRows,
             token_tiles = (problem.tokens + kTokens - 1) / kTokens, units = row_tiles * token_tiles;
+  const int blocks = static_cast<int>(shape.blocks());
+  int grid = units * split, shared_units = 0;
+  if (split == 1) {
+    // One round that all take part in, and what does not fill a round, are shared out; the rest in rounds.
+    const int most = multiprocessors * T::kPerMultiprocessor;
+    grid = static_cast<int>(min(int64_t{most}, max(int64_t{units} * blocks / kLeastBlocks, int64_t{1})));
+    shared_units = units % grid == 0 ? 0 : units % grid + (units > grid ? grid : 0);
+    if (problem.workspace == nullptr || problem.flags == nullptr) return cudaErrorInvalidValue;
+  }
   const Arguments arguments = {.y = problem.y,
                                .bias = problem.bias,
                                .n = problem.n,
                                .tokens = problem.tokens,
-                               .blocks = static_cast<int>(shape.blocks()),
+                               .blocks = blocks,
                                .row_tiles = row_tiles,
                                .token_tiles = token_tiles,
-                               .split = split};
+                               .split = split,
+                               .shared_units = shared_units,
+                               .partials = static_cast<float*>(problem.workspace),
+                               .flags = problem.flags};
   const CUtensorMap weights =
       cuda::make_byte_map(problem.weights, shape.tiles(), shape.tile_bytes(), T::kWarps, T::kBlockBytes);
   const CUtensorMap x = cuda::make_tile_map(cuda::TileType::kHalf, problem.x, problem.tokens, problem.k,
@@ -366,7 +458,7 @@ cudaError_t launch(const TileProblem& problem, int split, int multiprocessors, c
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {static_cast<unsigned>(split), 1, 1};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(split > 1 ? units * split : min(units, multiprocessors * (T::kPerMultiprocessor)));
+  config.gridDim = dim3(static_cast<unsigned>(grid));
   config.blockDim = dim3(T::kThreads);
   config.dynamicSmemBytes = T::kSharedBytes;
   config.stream = stream;
@@ -384,7 +476,15 @@ constexpr std::array<Launch, kSizes.size()> kLaunches = {
     launch<2, 8, kScales>,  launch<2, 16, kScales>,  launch<2, 32, kScales>,  launch<2, 64, kScales>,
     launch<4, 64, kScales>, launch<2, 128, kScales>, launch<4, 128, kScales>, launch<2, 256, kScales>};
 
+static_assert(kSizes.back().rows * kSizes.back().tokens == 256 * 128);
+
 }  // namespace
+
+size_t tile_workspace_bytes(int multiprocessors) {
+  // One tile in FP32 for every block of threads; the largest tiles have one block per multiprocessor, and
+  // smaller ones no more sums for all of theirs.
+  return sizeof(float) * 256 * 128 * static_cast<size_t>(multiprocessors);
+}
 
 std::span<const TileSize> tile_sizes() { return kSizes; }
 

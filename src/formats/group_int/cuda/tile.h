@@ -25,10 +25,17 @@ struct TileProblem {
   const float* bias = nullptr;       // device [n], or none
   int n = 0, k = 0, tokens = 0;
   int scales_per_block = 1;  // DecodeShape's
+  // For split 1. The workspace keeps nothing between launches, the flags are zeros before and after each.
+  void* workspace = nullptr;  // device, tile_workspace_bytes()
+  uint32_t* flags = nullptr;  // device [kTileFlags]
 };
+inline constexpr int kTileFlags = 1024;
+size_t tile_workspace_bytes(int multiprocessors);
 
-// `split` blocks of threads share the columns of a tile and add their sums up, in order, through each other's
-// shared memory: 1 to 8, at most the blocks of 128 columns.
+// With `split` 1, as many blocks of threads as run at once share all tiles out evenly, and where one takes up
+// in the middle of a tile its sums are handed over through memory. With 2 to 8 (at most the blocks of 128
+// columns), so many share the columns of each tile and add up through each other's shared memory. Always in
+// the same order.
 struct TilePlan {
   TileSize size = {};
   int split = 1;
