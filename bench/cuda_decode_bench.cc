@@ -50,7 +50,7 @@ const std::vector<Block>& blocks() {
 }
 
 constexpr size_t kRotatedBytes = size_t{400} << 20;  // more than six times the L2
-constexpr size_t kSliceBytes = size_t{64} << 20;     // of an expansion's workspace
+constexpr size_t kSliceBytes = size_t{256} << 20;    // of an expansion
 
 // Random weights that every shape takes its own from, one after another: as FP16, and as packed blocks.
 class Pool {
@@ -312,7 +312,7 @@ void table(const std::vector<const Block*>& models, const std::vector<int>& toke
       std::vector<Choice> choices;
       std::string names;
       for (const Linear& linear : block->linears) {
-        choices.push_back(group_int_cuda::choose(tokens, linear.n, linear.k, device.multiprocessors));
+        choices.push_back(group_int_cuda::choose(tokens, linear.n, linear.k, 1, device.multiprocessors));
         const std::string name = choices.back().describe();
         if (names.find(name) == std::string::npos) names += (names.empty() ? "" : "; ") + name;
       }

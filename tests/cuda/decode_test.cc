@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 
@@ -11,9 +12,9 @@
 #include "base/half.h"
 #include "cases/linear_cases.h"
 #include "cuda/gpu.h"
+#include "formats/group_int/cuda/choose.h"
 #include "formats/group_int/cuda/decode_layout.h"
 #include "formats/group_int/cuda/expand.h"
-#include "formats/group_int/cuda/linear.h"
 #include "formats/group_int/cuda/tile.h"
 
 namespace nibble::group_int_cuda {
@@ -25,6 +26,7 @@ struct Operands {
   int tokens = 0;
   std::vector<float> weight, bias;  // [n, k] as the format says, [n]
   std::vector<uint16_t> x;          // [tokens, k]
+  int64_t y_stride = 0;             // elements between tokens of y, more than n
   cuda::Buffer device_weight, device_bias, device_x, device_y;
 
   Operands(int64_t n, int64_t k, int64_t group_size, int tokens_) : tokens(tokens_) {
@@ -49,7 +51,8 @@ struct Operands {
     device_bias.upload(bias.data(), 4 * bias.size());
     device_x = cuda::Buffer(2 * x.size());
     device_x.upload(x.data(), 2 * x.size());
-    device_y = cuda::Buffer(static_cast<size_t>(2 * tokens * n));
+    y_stride = n + (n % 2 == 0 ? 8 : 7);
+    device_y = cuda::Buffer(static_cast<size_t>(2 * tokens * y_stride));
   }
 
   // Weights as a kernel multiplies them.
@@ -84,14 +87,20 @@ struct Operands {
     return expected;
   }
 
-  // Fills y with NaN: every element must be written.
+  // Fills y with NaN: every element must be written, and none beyond a token's.
   void spoil() {
-    const std::vector<uint16_t> y(static_cast<size_t>(tokens * shape.n), 0x7E00);
-    device_y.upload(y.data(), 2 * y.size());
+    cuda::check(cudaMemset(device_y.data(), 0x7F, device_y.bytes()), "spoiling");
+    cuda::check(cudaDeviceSynchronize(), "spoiling");
   }
+  // [tokens, n]
   std::vector<uint16_t> results() const {
-    std::vector<uint16_t> y(static_cast<size_t>(tokens * shape.n));
-    device_y.download(y.data(), 2 * y.size());
+    std::vector<uint16_t> all(static_cast<size_t>(tokens * y_stride)), y;
+    device_y.download(all.data(), 2 * all.size());
+    for (int64_t t = 0; t < tokens; ++t) {
+      const auto row = all.begin() + t * y_stride;
+      y.insert(y.end(), row, row + shape.n);
+      EXPECT_EQ(std::count(row + shape.n, row + y_stride, 0x7F7F), y_stride - shape.n) << "token " << t;
+    }
     return y;
   }
 };
@@ -130,6 +139,7 @@ TEST_P(Decode, EqualsPlainLoops) {
       cuda::check(launch_decode({.weights = operands.device_weight.as<uint8_t>(),
                                  .x = operands.device_x.as<__half>(),
                                  .y = operands.device_y.as<__half>(),
+                                 .y_stride = operands.y_stride,
                                  .bias = bias ? operands.device_bias.as<float>() : nullptr,
                                  .n = static_cast<int>(n),
                                  .k = static_cast<int>(k),
@@ -186,6 +196,7 @@ TEST_P(TileProduct, EqualsPlainLoopsWithEveryTile) {
         cuda::check(launch_tile({.weights = operands.device_weight.as<uint8_t>(),
                                  .x = operands.device_x.as<__half>(),
                                  .y = operands.device_y.as<__half>(),
+                                 .y_stride = operands.y_stride,
                                  .bias = bias ? operands.device_bias.as<float>() : nullptr,
                                  .n = static_cast<int>(n),
                                  .k = static_cast<int>(k),
@@ -217,6 +228,38 @@ INSTANTIATE_TEST_SUITE_P(Shapes, TileProduct,
                                            TileCase{2561, 384, 0, 260, true}, TileCase{20000, 640, 128, 20},
                                            TileCase{9000, 520, 64, 530, true}));
 
+TEST(Choose, OnlyWhatCanRun) {
+  for (int tokens = 1; tokens <= 5000; tokens = tokens < 40 ? tokens + 1 : tokens * 3 / 2) {
+    for (const int n : {1, 16, 576, 4096, 57344}) {
+      for (const int k : {8, 128, 576, 4096, 28672}) {
+        for (const int scales : {1, 2}) {
+          const Choice choice = choose_packed(tokens, n, k, scales, 132);
+          if (choice.method == Method::kDecode) {
+            EXPECT_LE(tokens, kMaximumDecodeTokens);
+            EXPECT_LE(decode_shared_bytes({.n = n, .k = k, .tokens = tokens, .scales_per_block = scales},
+                                          choice.decode),
+                      222 * 1024);
+            continue;
+          }
+          const auto same = [&](const TileSize& size) {
+            return size.rows == choice.tile.size.rows && size.tokens == choice.tile.size.tokens;
+          };
+          EXPECT_EQ(std::count_if(tile_sizes().begin(), tile_sizes().end(), same), 1);
+          EXPECT_GE(choice.tile.split, 1);
+          EXPECT_LE(choice.tile.split, std::min(8, (k + 127) / 128));
+        }
+      }
+    }
+  }
+  for (const int k : {576, 4096, 28672}) {
+    for (const int n : {16, 1000, 57344}) {
+      const int rows = expand_slice_rows(n, k, size_t{64} << 20);
+      EXPECT_TRUE(rows == n || rows % 16 == 0);
+      EXPECT_LE(size_t{2} * rows * k, size_t{64} << 20);
+    }
+  }
+}
+
 TEST_F(OnDevice, ExpansionsAreTheFormatsWeights) {
   const cuda::Device device = cuda::open_device(0);
   const cuda::Stream stream;
@@ -241,39 +284,6 @@ TEST_F(OnDevice, ExpansionsAreTheFormatsWeights) {
       // As numbers: there are two zeros.
       ASSERT_EQ(f16_to_float(got[i]),
                 f16_to_float(float_to_f16(operands.weight[i + static_cast<size_t>(first_row * one.k)])));
-    }
-  }
-}
-
-TEST_F(OnDevice, CanonicalExpansionsAreTheFormatsWeights) {
-  const cuda::Device device = cuda::open_device(0);
-  const cuda::Stream stream;
-  for (const int bits : {2, 3, 4, 8}) {
-    for (const int64_t group_size : {0, 32, 100}) {
-      for (const bool zeros : {false, true}) {
-        const int64_t n = 37, k = 300;
-        cases::LinearCase linear_case = {n, k, 0, 1};
-        const PackedLinear linear =
-            find_format("group_int")
-                ->pack(
-                    cases::make_weight(
-                        linear_case, {.weight_bits = bits, .group_size = group_size, .zeros = zeros}, false),
-                    "linear");
-        const DeviceCodes codes(linear);
-        cuda::Buffer w(static_cast<size_t>(2 * n * k));
-        cuda::check(
-            launch_expand_canonical(codes.weights(), 0, static_cast<int>(n), w.as<__half>(), stream.get()),
-            "launching");
-        stream.synchronize();
-        std::vector<uint16_t> got(static_cast<size_t>(n * k));
-        w.download(got.data(), 2 * got.size());
-        std::vector<float> expected(static_cast<size_t>(n * k));
-        linear.format->dequantize(linear, expected.data());
-        for (size_t i = 0; i < got.size(); ++i) {
-          ASSERT_EQ(f16_to_float(got[i]), f16_to_float(float_to_f16(expected[i])))
-              << bits << " bits, groups of " << group_size << ", element " << i;
-        }
-      }
     }
   }
 }

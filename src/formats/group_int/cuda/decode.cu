@@ -89,6 +89,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(DecodeProblem probl
 
   const int g = lane / 4, q = lane % 4;
   const uint32_t magic = decode_magic();
+  const int64_t y_stride = problem.y_stride > 0 ? problem.y_stride : problem.n;
   int stage = 0, turn = 0;
   uint32_t parity = 0;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(DecodeProblem probl
       float total = problem.bias != nullptr && row < problem.n ? problem.bias[row] : 0.0f;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) total += shared.sums[turn][w][threadIdx.x];
-      if (row < problem.n) problem.y[int64_t{token} * problem.n + row] = __float2half_rn(total);
+      if (row < problem.n) problem.y[token * y_stride + row] = __float2half_rn(total);
     }
     turn ^= 1;
   }

@@ -54,30 +54,6 @@ __global__ void __launch_bounds__(32 * kWarps) expand_kernel(ExpandProblem probl
   }
 }
 
-// A thread per 8 columns, which are `bits` whole bytes.
-__global__ void expand_canonical_kernel(CanonicalWeights weights, int first_row, int rows, __half* w) {
-  const int octets = (weights.k + 7) / 8;
-  const int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (index >= int64_t{rows} * octets) return;
-  const int row = static_cast<int>(index / octets), column = static_cast<int>(index % octets) * 8;
-  const uint8_t* const codes =
-      weights.codes + int64_t{first_row + row} * weights.row_bytes + int64_t{column} / 8 * weights.bits;
-  const int64_t left = weights.row_bytes - int64_t{column} / 8 * weights.bits;
-  uint64_t stream = 0;
-  for (int i = 0; i < min(int64_t{weights.bits}, left); ++i) stream |= uint64_t{codes[i]} << (8 * i);
-  const uint32_t mask = (1u << weights.bits) - 1;
-  for (int i = 0; i < 8 && column + i < weights.k; ++i) {
-    const int64_t group = int64_t{first_row + row} * weights.groups + (column + i) / weights.group_size;
-    const float scale =
-        weights.scales_f16 != nullptr ? __half2float(weights.scales_f16[group]) : weights.scales_f32[group];
-    float zero = weights.symmetric_zero;
-    if (weights.zeros_u8 != nullptr) zero = static_cast<float>(weights.zeros_u8[group]);
-    if (weights.zeros_f32 != nullptr) zero = weights.zeros_f32[group];
-    const float code = static_cast<float>(static_cast<uint32_t>(stream >> (i * weights.bits)) & mask);
-    w[int64_t{row} * weights.k + column + i] = __float2half_rn(__fmul_rn(__fsub_rn(code, zero), scale));
-  }
-}
-
 }  // namespace
 
 cudaError_t launch_expand(const ExpandProblem& problem, int multiprocessors, cudaStream_t stream) {
@@ -96,15 +72,6 @@ cudaError_t launch_expand(const ExpandProblem& problem, int multiprocessors, cud
   config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, problem.scales_per_block == 1 ? expand_kernel<1> : expand_kernel<2>,
                             problem);
-}
-
-cudaError_t launch_expand_canonical(const CanonicalWeights& weights, int first_row, int rows, __half* w,
-                                    cudaStream_t stream) {
-  constexpr int kThreads = 256;
-  const int64_t octets = int64_t{rows} * ((weights.k + 7) / 8);
-  expand_canonical_kernel<<<static_cast<unsigned>((octets + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-      weights, first_row, rows, w);
-  return cudaGetLastError();
 }
 
 }  // namespace nibble::group_int_cuda

@@ -19,20 +19,4 @@ struct ExpandProblem {
 };
 cudaError_t launch_expand(const ExpandProblem& problem, int multiprocessors, cudaStream_t stream);
 
-// The canonical layout (README.md of group_int) on the device, any width and group, as GroupIntLayout has it.
-struct CanonicalWeights {
-  const uint8_t* codes = nullptr;
-  const __half* scales_f16 = nullptr;  // exactly one of the two
-  const float* scales_f32 = nullptr;
-  const uint8_t* zeros_u8 = nullptr;  // at most one of the two
-  const float* zeros_f32 = nullptr;
-  float symmetric_zero = 0;
-  int k = 0, bits = 0, group_size = 0, groups = 0;
-  int64_t row_bytes = 0;
-};
-// Rows [first_row, first_row + rows) as w [rows, k]; each weight is computed as the format says, then rounded
-// to F16.
-cudaError_t launch_expand_canonical(const CanonicalWeights& weights, int first_row, int rows, __half* w,
-                                    cudaStream_t stream);
-
 }  // namespace nibble::group_int_cuda

@@ -24,6 +24,7 @@ constexpr int kPadding = 4;      // floats after a token's sums: no bank conflic
 
 struct Arguments {
   __half* y;
+  int64_t y_stride;
   const float* bias;
   int n, tokens;
   int blocks;  // of 128 columns
@@ -182,12 +183,14 @@ struct Producer {
   }
 };
 
-__device__ inline void store_pair(__half* y, int n, int row, float first, float second) {
-  if (row + 1 < n && n % 2 == 0) {
-    *reinterpret_cast<__half2*>(y + row) = __floats2half2_rn(first, second);
+// Rows `row` and `row` + 1, even, of one token.
+__device__ inline void store_pair(const Arguments& a, int row, int token, __half2 values) {
+  __half* const y = a.y + token * a.y_stride + row;
+  if (a.y_stride % 2 == 0 && row + 1 < a.n) {
+    *reinterpret_cast<__half2*>(y) = values;
   } else {
-    if (row < n) y[row] = __float2half_rn(first);
-    if (row + 1 < n) y[row + 1] = __float2half_rn(second);
+    if (row < a.n) y[0] = __low2half(values);
+    if (row + 1 < a.n) y[1] = __high2half(values);
   }
 }
 
@@ -209,15 +212,7 @@ __device__ void store_sums(const float (&d)[kTokens / 2], const Arguments& a, in
           __floats2half2_rn(d[4 * j + 2 * half] + bias[half], d[4 * j + 2 * half + 1] + bias[half]);
       // Now two rows of one token.
       const __half2 rows = as_half2(ptx::transpose_8x8(as_bits(pair)));
-      const int first = row + 8 * half + 2 * q;
-      if (to >= a.tokens || first >= a.n) continue;
-      __half* const y = a.y + int64_t{to} * a.n;
-      if (a.n % 2 == 0) {
-        *reinterpret_cast<__half2*>(y + first) = rows;
-      } else {
-        y[first] = __low2half(rows);
-        if (first + 1 < a.n) y[first + 1] = __high2half(rows);
-      }
+      if (to < a.tokens) store_pair(a, row + 8 * half + 2 * q, to, rows);
     }
   }
 }
@@ -245,9 +240,8 @@ __device__ void add_cluster(uint32_t sums, const Arguments& a, int row, int toke
       if (row + r + 2 < a.n) total.z += a.bias[row + r + 2];
       if (row + r + 3 < a.n) total.w += a.bias[row + r + 3];
     }
-    __half* const y = a.y + int64_t{token + t} * a.n;
-    store_pair(y, a.n, row + r, total.x, total.y);
-    store_pair(y, a.n, row + r + 2, total.z, total.w);
+    store_pair(a, row + r, token + t, __floats2half2_rn(total.x, total.y));
+    store_pair(a, row + r + 2, token + t, __floats2half2_rn(total.z, total.w));
   }
 }
 
@@ -438,6 +432,7 @@ cudaError_t launch(const TileProblem& problem, int split, int multiprocessors, c
     if (problem.workspace == nullptr || problem.flags == nullptr) return cudaErrorInvalidValue;
   }
   const Arguments arguments = {.y = problem.y,
+                               .y_stride = problem.y_stride > 0 ? problem.y_stride : problem.n,
                                .bias = problem.bias,
                                .n = problem.n,
                                .tokens = problem.tokens,

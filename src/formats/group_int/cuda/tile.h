@@ -22,6 +22,7 @@ struct TileProblem {
   const uint8_t* weights = nullptr;  // device, laid out as decode_layout.h says
   const __half* x = nullptr;         // device [tokens, k], 16-byte aligned; k a multiple of 8
   __half* y = nullptr;               // device [tokens, n], 4-byte aligned
+  int64_t y_stride = 0;              // elements from one token's outputs to the next's, or 0 for n
   const float* bias = nullptr;       // device [n], or none
   int n = 0, k = 0, tokens = 0;
   int scales_per_block = 1;  // DecodeShape's
