@@ -11,8 +11,8 @@
 
 namespace nibble::cuda {
 
-// y [m, n] = x [m, k] w [n, k]^T, all row-major FP16 with FP32 sums. Rows of y start every `y_stride` elements, or
-// every n where that is 0.
+// y [m, n] = x [m, k] w [n, k]^T, all row-major FP16 with FP32 sums. Rows of y start every `y_stride`
+// elements, or every n where that is 0.
 class HalfProduct {
  public:
   // Times up to 24 of cuBLASLt's proposals on the given arrays (their contents stay) and keeps the fastest.

@@ -58,7 +58,8 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 void Buffer::upload(const void* from, size_t bytes) {
   NIBBLE_CHECK(bytes <= bytes_);
   check(cudaMemcpy(data_, from, bytes, cudaMemcpyHostToDevice), "copying to the GPU");
-  // From pageable memory it returns when the data have been taken, not yet arrived; other streams do not wait.
+  // From pageable memory it returns when the data have been taken, not yet arrived; other streams do not
+  // wait.
   check(cudaStreamSynchronize(cudaStreamLegacy), "copying to the GPU");
 }
 

@@ -10,30 +10,18 @@
 #include "formats/group_int/cuda/decode_shape.h"
 #include "formats/group_int/cuda/operands.cuh"
 #include "formats/group_int/cuda/tile.h"
+#include "formats/group_int/cuda/tile_sums.cuh"
+#include "formats/group_int/cuda/tile_walk.cuh"
 
 namespace nibble::group_int_cuda {
 namespace {
 
-constexpr int kMaximumStages = 10, kMultiplierBarrier = 1;
+constexpr int kMaximumStages = 10;
 constexpr int kColumns = kBlockColumns;  // of a stage
 constexpr int kSwizzledColumns = 64;     // of a tensor map's box: 128 bytes
 constexpr int kSharedPerBlock = 232448;  // the most a block may have
 constexpr int kSharedPerMultiprocessor = 233472, kSharedReserve = 1024;
 constexpr int kLeastBlocks = 3;  // of columns that are worth a block of threads of their own
-constexpr int kPadding = 4;      // floats after a token's sums: no bank conflicts
-
-struct Arguments {
-  __half* y;
-  int64_t y_stride;
-  const float* bias;
-  int n, tokens;
-  int blocks;  // of 128 columns
-  int row_tiles, token_tiles;
-  int split;
-  int shared_units;  // units whose blocks are shared out evenly (split 1)
-  float* partials;   // [grid][kTokens / 2][threads], sums of pieces that begin inside of a unit
-  uint32_t* flags;   // [grid], 1 when a partial is there
-};
 
 template <int kWarpgroups, int kTokens, int kScales>
 struct Tile {
@@ -76,73 +64,17 @@ __device__ inline __half load_shared_half(uint32_t address) {
   return __ushort_as_half(v);
 }
 
-// Shared units are cut into as many ranges of blocks as the grid has blocks of threads.
-__device__ inline int range_begin(const Arguments& a, int index) {
-  return static_cast<int>(int64_t{a.shared_units} * a.blocks * index / gridDim.x);
-}
-
-// The pieces of work of one block of threads. A unit is a tile of the result. With split 1 the first
-// `shared_units` units are shared out by blocks of columns, so that all end at the same time, and whole units
-// follow; else every unit belongs to a cluster.
-struct Walk {
-  int unit, begin, end;  // the piece: blocks [begin, end) of a unit
-  int left, next;        // blocks of shared units after it; the next whole unit
-  int units, blocks, token_tiles;
-
-  __device__ explicit Walk(const Arguments& a)
-      : units(a.row_tiles * a.token_tiles), blocks(a.blocks), token_tiles(a.token_tiles) {
-    const int index = blockIdx.x;
-    if (a.split > 1) {
-      const int rank = index % a.split;
-      unit = index / a.split;
-      begin = a.blocks * rank / a.split;
-      end = a.blocks * (rank + 1) / a.split;
-      left = 0;
-      next = units;
-      return;
-    }
-    const int first = range_begin(a, index);
-    left = range_begin(a, index + 1) - first;
-    next = a.shared_units + index;
-    unit = first / a.blocks;
-    begin = first % a.blocks;
-    take();
-  }
-  __device__ bool valid() const { return unit < units; }
-  __device__ void advance() {
-    ++unit;
-    begin = 0;
-    take();
-  }
-  // Tiles of the same rows follow each other: their weights come from the L2.
-  __device__ int row_tile() const { return unit / token_tiles; }
-  __device__ int token_tile() const { return unit % token_tiles; }
-
- private:
-  __device__ void take() {
-    if (left > 0) {
-      end = min(blocks, begin + left);
-      left -= end - begin;
-    } else {
-      unit = next;
-      begin = 0;
-      end = blocks;
-      next = min(next + static_cast<int>(gridDim.x), units);
-    }
-  }
-};
-
 template <typename T>
 struct Producer {
   const CUtensorMap &weights, &x;
   uint32_t ring, full, empty;
 
   template <int kScales>
-  __device__ void run(const Arguments& a) const {
+  __device__ void run(const TileArguments& a) const {
     const uint64_t policy = ptx::evict_first_policy();
     // Read once, they leave the L2 first; large tiles have no registers for this.
     const bool once = !T::kTakes && a.token_tiles == 1;
-    const auto want_weights = [&](const Walk& piece, int block, int stage) {
+    const auto want_weights = [&](const TileWalk& piece, int block, int stage) {
       const uint32_t to = ring + T::kStages * T::kTokenBytes + stage * T::kWeightBytes,
                      barrier = full + 8 * stage;
       const int column = block * (T::kBlockBytes / 8), row = piece.row_tile() * T::kWarps;
@@ -155,7 +87,7 @@ struct Producer {
     };
     // Weights depend on nothing: the first are on their way before the previous kernel has ended.
     int ahead = 0;
-    for (Walk early(a); early.valid() && ahead < T::kStages; early.advance()) {
+    for (TileWalk early(a); early.valid() && ahead < T::kStages; early.advance()) {
       for (int block = early.begin; block < early.end && ahead < T::kStages; ++block) {
         want_weights(early, block, ahead++);
       }
@@ -163,7 +95,7 @@ struct Producer {
     ptx::wait_for_previous_kernel();
     int stage = 0, count = 0;
     uint32_t parity = 1;  // the first round finds every stage empty
-    for (Walk piece(a); piece.valid(); piece.advance()) {
+    for (TileWalk piece(a); piece.valid(); piece.advance()) {
       const int row = piece.token_tile() * (T::kTokenBytes / (2 * kColumns));
       for (int block = piece.begin; block < piece.end; ++block) {
         if (count++ >= ahead) {
@@ -183,109 +115,11 @@ struct Producer {
   }
 };
 
-// Rows `row` and `row` + 1, even, of one token.
-__device__ inline void store_pair(const Arguments& a, int row, int token, __half2 values) {
-  __half* const y = a.y + token * a.y_stride + row;
-  if (a.y_stride % 2 == 0 && row + 1 < a.n) {
-    *reinterpret_cast<__half2*>(y) = values;
-  } else {
-    if (row < a.n) y[0] = __low2half(values);
-    if (row + 1 < a.n) y[1] = __high2half(values);
-  }
-}
-
-// Sums as wgmma leaves them, of the 16 rows from `row` and the tokens from `token`.
-template <int kTokens>
-__device__ void store_sums(const float (&d)[kTokens / 2], const Arguments& a, int row, int token, int lane) {
-  const int g = lane / 4, q = lane % 4;
-  float bias[2] = {0, 0};
-  if (a.bias != nullptr) {
-    if (row + g < a.n) bias[0] = a.bias[row + g];
-    if (row + g + 8 < a.n) bias[1] = a.bias[row + g + 8];
-  }
-#pragma unroll
-  for (int j = 0; j < kTokens / 8; ++j) {
-    const int to = token + 8 * j + g;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const __half2 pair =
-          __floats2half2_rn(d[4 * j + 2 * half] + bias[half], d[4 * j + 2 * half + 1] + bias[half]);
-      // Now two rows of one token.
-      const __half2 rows = as_half2(ptx::transpose_8x8(as_bits(pair)));
-      if (to < a.tokens) store_pair(a, row + 8 * half + 2 * q, to, rows);
-    }
-  }
-}
-
-// Sums [kTokens][kRows + kPadding] of every block of the cluster, at `sums` in its shared memory: adds them
-// in the order of the blocks. Each block takes a share of the tokens.
-template <typename T, int kTokens>
-__device__ void add_cluster(uint32_t sums, const Arguments& a, int row, int token, uint32_t rank) {
-  constexpr int kVectors = T::kRows / 4;
-  const int valid = min(kTokens, a.tokens - token);
-  const int first = valid * static_cast<int>(rank) / a.split,
-            last = valid * (static_cast<int>(rank) + 1) / a.split;
-  for (int i = threadIdx.x; i < (last - first) * kVectors; i += 32 * T::kWarps) {
-    const int t = first + i / kVectors, r = i % kVectors * 4;
-    const uint32_t at = sums + (t * (T::kRows + kPadding) + r) * 4;
-    float4 total = {0, 0, 0, 0};
-#pragma unroll 4
-    for (int other = 0; other < a.split; ++other) {
-      const float4 v = ptx::load_cluster_float4(ptx::cluster_address(at, other));
-      total = {total.x + v.x, total.y + v.y, total.z + v.z, total.w + v.w};
-    }
-    if (a.bias != nullptr) {
-      if (row + r < a.n) total.x += a.bias[row + r];
-      if (row + r + 1 < a.n) total.y += a.bias[row + r + 1];
-      if (row + r + 2 < a.n) total.z += a.bias[row + r + 2];
-      if (row + r + 3 < a.n) total.w += a.bias[row + r + 3];
-    }
-    store_pair(a, row + r, token + t, __floats2half2_rn(total.x, total.y));
-    store_pair(a, row + r + 2, token + t, __floats2half2_rn(total.z, total.w));
-  }
-}
-
-// Partial sums go through the L2; a flag says that they are there.
-template <typename T, int kTokens>
-__device__ void hand_over(const float (&d)[kTokens / 2], const Arguments& a) {
-  constexpr int kThreads = 32 * T::kWarps;
-  float* const to = a.partials + int64_t{blockIdx.x} * (kTokens / 2) * kThreads + threadIdx.x;
-#pragma unroll
-  for (int i = 0; i < kTokens / 2; ++i) __stcg(to + i * kThreads, d[i]);
-  __threadfence();
-  ptx::named_barrier(kMultiplierBarrier, kThreads);
-  if (threadIdx.x == 0) {
-    asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(a.flags + blockIdx.x) : "memory");
-  }
-}
-
-// Adds what the following blocks of threads have of the unit whose first `covered` blocks are in d, in their
-// order. They did it first of all, so that it is there already unless ranges are shorter than a unit.
-template <typename T, int kTokens>
-__device__ void collect(float (&d)[kTokens / 2], const Arguments& a, int covered) {
-  constexpr int kThreads = 32 * T::kWarps;
-  for (int other = blockIdx.x + 1; covered < a.blocks; ++other) {
-    covered += range_begin(a, other + 1) - range_begin(a, other);
-    if (threadIdx.x == 0) {
-      uint32_t there = 0;
-      while (there == 0) {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(a.flags + other) : "memory");
-      }
-    }
-    ptx::named_barrier(kMultiplierBarrier, kThreads);
-    const float* const from = a.partials + int64_t{other} * (kTokens / 2) * kThreads + threadIdx.x;
-#pragma unroll
-    for (int i = 0; i < kTokens / 2; ++i) d[i] += __ldcg(from + i * kThreads);
-    ptx::named_barrier(kMultiplierBarrier, kThreads);
-    if (threadIdx.x == 0) a.flags[other] = 0;  // for the next launch
-  }
-}
-
 template <int kWarpgroups, int kTokens, int kScales>
 __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
                                   (Tile<kWarpgroups, kTokens, kScales>::kPerMultiprocessor))
     tile_kernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x,
-                const Arguments a) {
+                const TileArguments a) {
   using T = Tile<kWarpgroups, kTokens, kScales>;
   extern __shared__ uint8_t dynamic[];
   __shared__ uint64_t barriers[2 * T::kStages];  // full, empty
@@ -317,7 +151,7 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
   } else {
     if constexpr (T::kTakes) ptx::take_registers<kWarpgroups == 4 ? 112 : 232>();
     const int g = lane / 4;
-    Walk walk(a);
+    TileWalk walk(a);
     const uint32_t magic = decode_magic();
     // Addresses in registers, not computed again and again.
     uint32_t codes_at = ring + T::kStages * T::kTokenBytes + warp * T::kBlockBytes + lane * 16,
@@ -402,7 +236,7 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
         sums[t * (T::kRows + kPadding) + i % 4 / 2 * 8] = d[i];
       }
       ptx::cluster_barrier();
-      const Walk only(a);
+      const TileWalk only(a);
       add_cluster<T, kTokens>(ring, a, only.row_tile() * T::kRows, only.token_tile() * kTokens,
                               ptx::cluster_rank());
       ptx::cluster_barrier_relaxed();  // nobody leaves while others read its memory
@@ -431,18 +265,18 @@ cudaError_t launch(const TileProblem& problem, int split, int multiprocessors, c
     shared_units = units % grid == 0 ? 0 : units % grid + (units > grid ? grid : 0);
     if (problem.workspace == nullptr || problem.flags == nullptr) return cudaErrorInvalidValue;
   }
-  const Arguments arguments = {.y = problem.y,
-                               .y_stride = problem.y_stride > 0 ? problem.y_stride : problem.n,
-                               .bias = problem.bias,
-                               .n = problem.n,
-                               .tokens = problem.tokens,
-                               .blocks = blocks,
-                               .row_tiles = row_tiles,
-                               .token_tiles = token_tiles,
-                               .split = split,
-                               .shared_units = shared_units,
-                               .partials = static_cast<float*>(problem.workspace),
-                               .flags = problem.flags};
+  const TileArguments arguments = {.y = problem.y,
+                                   .y_stride = problem.y_stride > 0 ? problem.y_stride : problem.n,
+                                   .bias = problem.bias,
+                                   .n = problem.n,
+                                   .tokens = problem.tokens,
+                                   .blocks = blocks,
+                                   .row_tiles = row_tiles,
+                                   .token_tiles = token_tiles,
+                                   .split = split,
+                                   .shared_units = shared_units,
+                                   .partials = static_cast<float*>(problem.workspace),
+                                   .flags = problem.flags};
   const CUtensorMap weights =
       cuda::make_byte_map(problem.weights, shape.tiles(), shape.tile_bytes(), T::kWarps, T::kBlockBytes);
   const CUtensorMap x = cuda::make_tile_map(cuda::TileType::kHalf, problem.x, problem.tokens, problem.k,
