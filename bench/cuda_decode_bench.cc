@@ -1,14 +1,17 @@
-// 4-bit weights times few FP16 tokens on the GPU, beside cuBLASLt's best FP16 product of the same shapes.
+// 4-bit weights times FP16 tokens on the GPU, beside cuBLASLt's best FP16 product of the same shapes.
 //
-//   cuda_decode_bench [--tokens 1,2,4] [--sweep]
+//   cuda_decode_bench [--models 7b,13b,70b,8b] [--tokens 1,2,4] [--sweep]
 //
 // The four linears of a decoder block (q|k|v, o, gate|up, down) run one after another in a graph over several
 // copies of the weights, so that none is still in the L2 when its turn comes again. Random data; medians.
 // Prints for each model the time of one block's linears, the ratio to FP16 in the same run, and the share of
-// the read bandwidth measured first.
+// the read bandwidth measured first. --sweep times each linear by itself with every plan instead: what the
+// table in choose.cc is made from.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -16,15 +19,17 @@
 #include "backend/cuda/device.h"
 #include "backend/cuda/probes.h"
 #include "base/error.h"
-#include "formats/group_int/cuda/decode.h"
+#include "formats/group_int/cuda/choose.h"
 #include "formats/group_int/cuda/decode_shape.h"
+#include "formats/group_int/cuda/expand.h"
 
 namespace nibble {
 namespace {
 
 using cuda::Buffer;
-using group_int_cuda::DecodePlan;
+using group_int_cuda::Choice;
 using group_int_cuda::DecodeShape;
+using group_int_cuda::Method;
 
 struct Linear {
   int n, k;
@@ -45,9 +50,47 @@ const std::vector<Block>& blocks() {
 }
 
 constexpr size_t kRotatedBytes = size_t{400} << 20;  // more than six times the L2
-constexpr int kSamples = 15, kReplays = 20;
+constexpr size_t kSliceBytes = size_t{256} << 20;    // of an expansion
 
-int copies_of(size_t bytes) { return static_cast<int>(kRotatedBytes / bytes) + 1; }
+// Random weights that every shape takes its own from, one after another: as FP16, and as packed blocks.
+class Pool {
+ public:
+  Pool(size_t half_bytes, size_t packed_bytes, const cuda::Stream& stream)
+      : half_(half_bytes), packed_(packed_bytes / kBlock * kBlock) {
+    cuda::check(cuda::fill_random_half(half_.as<__half>(), half_bytes / 2, 0.05f, 3, stream.get()),
+                "filling");
+    cuda::check(cuda::fill_random_bytes(packed_.data(), packed_.bytes(), 5, stream.get()), "filling");
+    // Any bytes are codes, but not any bytes are scales: 0x2020 is 0.0081.
+    cuda::check(cudaMemset2DAsync(packed_.as<uint8_t>() + group_int_cuda::kCodeBytes, kBlock, 0x20,
+                                  group_int_cuda::kScaleBytes, packed_.bytes() / kBlock, stream.get()),
+                "filling");
+    stream.synchronize();
+  }
+  void restart() { half_at_ = packed_at_ = 0; }
+  const __half* half(const Linear& linear) {
+    return reinterpret_cast<const __half*>(take(half_, half_at_, size_t{2} * linear.n * linear.k));
+  }
+  const uint8_t* packed(const Linear& linear) {
+    return take(packed_, packed_at_, static_cast<size_t>(DecodeShape{linear.n, linear.k}.bytes()));
+  }
+
+ private:
+  static constexpr size_t kBlock = group_int_cuda::kCodeBytes + group_int_cuda::kScaleBytes;
+  static const uint8_t* take(const Buffer& buffer, size_t& at, size_t bytes) {
+    if (at + bytes > buffer.bytes()) at = 0;
+    const uint8_t* const taken = buffer.as<uint8_t>() + at;
+    at += bytes;
+    return taken;
+  }
+  Buffer half_, packed_;
+  size_t half_at_ = 0, packed_at_ = 0;
+};
+
+size_t packed_bytes(const std::vector<Linear>& linears) {
+  size_t bytes = 0;
+  for (const Linear& linear : linears) bytes += static_cast<size_t>(DecodeShape{linear.n, linear.k}.bytes());
+  return bytes;
+}
 
 double read_bandwidth(const cuda::Device& device, const cuda::Stream& stream) {
   const Buffer data(size_t{4} << 30), sum(4);
@@ -60,147 +103,262 @@ double read_bandwidth(const cuda::Device& device, const cuda::Stream& stream) {
   return static_cast<double>(data.bytes()) / cuda::median_seconds(graph, stream, 7, 3);
 }
 
-struct Operands {
+struct Tokens {
   std::vector<Buffer> x, y;
+  Tokens(const std::vector<Linear>& linears, int tokens, const cuda::Stream& stream) {
+    for (const Linear& linear : linears) {
+      x.emplace_back(sizeof(__half) * tokens * linear.k);
+      y.emplace_back(sizeof(__half) * tokens * linear.n);
+      cuda::check(cuda::fill_random_half(x.back().as<__half>(), static_cast<size_t>(tokens) * linear.k, 1.0f,
+                                         2, stream.get()),
+                  "filling");
+    }
+  }
 };
 
-Operands make_operands(const Block& block, int tokens, const cuda::Stream& stream) {
-  Operands made;
-  for (const Linear& linear : block.linears) {
-    made.x.emplace_back(sizeof(__half) * tokens * linear.k);
-    made.y.emplace_back(sizeof(__half) * tokens * linear.n);
-    cuda::check(cuda::fill_random_half(made.x.back().as<__half>(), static_cast<size_t>(tokens) * linear.k,
-                                       1.0f, 2, stream.get()),
-                "filling");
+// Median time of one pass over the linears; `seconds` a first guess, by which samples are chosen.
+double time_passes(const cuda::Stream& stream, int copies, bool quick, const std::function<void()>& enqueue) {
+  const cuda::Graph graph(stream, enqueue);
+  const double once = cuda::median_seconds(graph, stream, 1, 1);
+  const double budget = quick ? 3e-3 : 60e-3;
+  const int samples = quick ? 3 : 15;
+  const int replays = std::clamp(static_cast<int>(budget / once / samples), 1, 20);
+  return cuda::median_seconds(graph, stream, once > 2e-2 ? 3 : samples, replays) / copies;
+}
+
+double time_half(const std::vector<Linear>& linears, int tokens, bool quick, Pool& pool,
+                 const cuda::Stream& stream) {
+  const Tokens operands(linears, tokens, stream);
+  size_t bytes = 0;
+  for (const Linear& linear : linears) bytes += size_t{2} * linear.n * linear.k;
+  const int copies = static_cast<int>(kRotatedBytes / bytes) + 1;
+  std::vector<cuda::HalfProduct> products;
+  pool.restart();
+  for (size_t i = 0; i < linears.size(); ++i) {
+    products.emplace_back(tokens, linears[i].n, linears[i].k, operands.x[i].as<__half>(),
+                          pool.half(linears[i]), operands.y[i].as<__half>(), stream.get());
   }
+  pool.restart();
+  return time_passes(stream, copies, quick, [&] {
+    for (int copy = 0; copy < copies; ++copy) {
+      for (size_t i = 0; i < linears.size(); ++i) {
+        products[i].enqueue(operands.x[i].as<__half>(), pool.half(linears[i]), operands.y[i].as<__half>(),
+                            stream.get());
+      }
+    }
+  });
+}
+
+// What kernels need beside their operands.
+struct Scratch {
+  Buffer workspace, flags, slice;
+  Scratch(size_t slice_bytes, const cuda::Device& device)
+      : workspace(group_int_cuda::tile_workspace_bytes(device.multiprocessors)),
+        flags(sizeof(uint32_t) * group_int_cuda::kTileFlags),
+        slice(slice_bytes) {
+    cuda::check(cudaMemset(flags.data(), 0, flags.bytes()), "filling");
+  }
+};
+
+// One linear's way through the kernels; the same calls as a model makes.
+class Product {
+ public:
+  Product(const Linear& linear, int tokens, const Choice& choice, const Buffer& x, const Buffer& y,
+          const Scratch& scratch, const cuda::Device& device, const cuda::Stream& stream)
+      : linear_(linear), tokens_(tokens), choice_(choice), x_(x), y_(y), scratch_(scratch), device_(device) {
+    if (choice.method != Method::kExpand) return;
+    rows_ = group_int_cuda::expand_slice_rows(linear.n, linear.k, scratch.slice.bytes());
+    for (int rows : {rows_, linear.n % rows_}) {
+      if (rows == 0) continue;
+      slices_.emplace_back(tokens, rows, linear.k, x.as<__half>(), scratch.slice.as<__half>(), y.as<__half>(),
+                           stream.get(), linear.n);
+    }
+  }
+  void enqueue(const uint8_t* weights, const cuda::Stream& stream) const {
+    const auto [n, k] = linear_;
+    switch (choice_.method) {
+      case Method::kDecode:
+        cuda::check(group_int_cuda::launch_decode({.weights = weights,
+                                                   .x = x_.as<__half>(),
+                                                   .y = y_.as<__half>(),
+                                                   .n = n,
+                                                   .k = k,
+                                                   .tokens = tokens_},
+                                                  choice_.decode, device_.multiprocessors, stream.get()),
+                    "launching");
+        break;
+      case Method::kTile:
+        cuda::check(group_int_cuda::launch_tile({.weights = weights,
+                                                 .x = x_.as<__half>(),
+                                                 .y = y_.as<__half>(),
+                                                 .n = n,
+                                                 .k = k,
+                                                 .tokens = tokens_,
+                                                 .workspace = scratch_.workspace.data(),
+                                                 .flags = scratch_.flags.as<uint32_t>()},
+                                                choice_.tile, device_.multiprocessors, stream.get()),
+                    "launching");
+        break;
+      case Method::kExpand:
+        for (int first = 0; first < n; first += rows_) {
+          const int rows = std::min(rows_, n - first);
+          cuda::check(group_int_cuda::launch_expand({.weights = weights,
+                                                     .w = scratch_.slice.as<__half>(),
+                                                     .n = n,
+                                                     .k = k,
+                                                     .first_row = first,
+                                                     .rows = rows},
+                                                    device_.multiprocessors, stream.get()),
+                      "launching");
+          slices_[rows == rows_ ? 0 : 1].enqueue(x_.as<__half>(), scratch_.slice.as<__half>(),
+                                                 y_.as<__half>() + first, stream.get());
+        }
+        break;
+    }
+  }
+
+ private:
+  Linear linear_;
+  int tokens_;
+  Choice choice_;
+  const Buffer &x_, &y_;
+  const Scratch& scratch_;
+  const cuda::Device& device_;
+  int rows_ = 0;
+  std::vector<cuda::HalfProduct> slices_;
+};
+
+double time_packed(const std::vector<Linear>& linears, int tokens, const std::vector<Choice>& choices,
+                   bool quick, Pool& pool, const Scratch& scratch, const cuda::Device& device,
+                   const cuda::Stream& stream) {
+  const Tokens operands(linears, tokens, stream);
+  const int copies = static_cast<int>(kRotatedBytes / packed_bytes(linears) / (quick ? 2 : 1)) + 1;
+  std::vector<Product> products;
+  for (size_t i = 0; i < linears.size(); ++i) {
+    products.emplace_back(linears[i], tokens, choices[i], operands.x[i], operands.y[i], scratch, device,
+                          stream);
+  }
+  pool.restart();
+  return time_passes(stream, copies, quick, [&] {
+    for (int copy = 0; copy < copies; ++copy) {
+      for (size_t i = 0; i < linears.size(); ++i) products[i].enqueue(pool.packed(linears[i]), stream);
+    }
+  });
+}
+
+std::vector<Choice> all_choices(int tokens, const Linear& linear) {
+  std::vector<Choice> made;
+  if (tokens <= group_int_cuda::kMaximumDecodeTokens) {
+    for (const auto& plan : {group_int_cuda::DecodePlan{8, 2}, group_int_cuda::DecodePlan{6, 2},
+                             group_int_cuda::DecodePlan{5, 2}, group_int_cuda::DecodePlan{12, 1}}) {
+      made.push_back({.method = Method::kDecode, .decode = plan});
+    }
+  }
+  for (const group_int_cuda::TileSize& size : group_int_cuda::tile_sizes()) {
+    if (size.tokens < std::min(tokens, 128) / (tokens > 16 ? 2 : 1) ||
+        (size.tokens > 16 && size.tokens >= 2 * tokens))
+      continue;
+    const int units = (linear.n + size.rows - 1) / size.rows * ((tokens + size.tokens - 1) / size.tokens);
+    for (const int split : {1, 2, 3, 4, 6, 8}) {
+      if (split > 1 && units * split > 132 * 4) continue;
+      made.push_back({.method = Method::kTile, .tile = {.size = size, .split = split}});
+    }
+  }
+  if (tokens >= 1024) made.push_back({.method = Method::kExpand});
   return made;
 }
 
-double time_half(const Block& block, int tokens, const cuda::Stream& stream) {
-  const Operands operands = make_operands(block, tokens, stream);
-  size_t bytes = 0;
-  for (const Linear& linear : block.linears) bytes += sizeof(__half) * linear.n * linear.k;
-  const int copies = copies_of(bytes);
-  std::vector<Buffer> weights;
-  std::vector<cuda::HalfProduct> products;
-  for (int copy = 0; copy < copies; ++copy) {
-    for (size_t i = 0; i < block.linears.size(); ++i) {
-      const Linear& linear = block.linears[i];
-      weights.emplace_back(sizeof(__half) * linear.n * linear.k);
-      cuda::check(cuda::fill_random_half(weights.back().as<__half>(),
-                                         static_cast<size_t>(linear.n) * linear.k, 0.05f, 3, stream.get()),
-                  "filling");
-      if (copy == 0) {
-        products.emplace_back(tokens, linear.n, linear.k, operands.x[i].as<__half>(),
-                              weights.back().as<__half>(), operands.y[i].as<__half>(), stream.get());
+void sweep(const std::vector<const Block*>& models, const std::vector<int>& token_counts, Pool& pool,
+           const cuda::Device& device, const cuda::Stream& stream) {
+  std::printf("us of one linear alone; x: times FP16 in the same run\n%6s %6s %6s %9s %9s %6s  %s\n", "n",
+              "k", "tokens", "FP16", "W4A16", "x", "plan");
+  for (const Block* const block : models) {
+    for (const Linear& linear : block->linears) {
+      for (const int tokens : token_counts) {
+        const double half = time_half({linear}, tokens, true, pool, stream);
+        for (const Choice& choice : all_choices(tokens, linear)) {
+          std::vector<size_t> slices = {size_t{64} << 20};
+          if (choice.method == Method::kExpand) slices = {size_t{64} << 20, size_t{256} << 20};
+          for (const size_t bytes : slices) {
+            const Scratch scratch(choice.method == Method::kExpand ? bytes : 16, device);
+            try {
+              const double seconds =
+                  time_packed({linear}, tokens, {choice}, true, pool, scratch, device, stream);
+              std::printf(
+                  "%6d %6d %6d %9.2f %9.2f %6.2f  %s%s\n", linear.n, linear.k, tokens, 1e6 * half,
+                  1e6 * seconds, half / seconds, choice.describe().c_str(),
+                  choice.method == Method::kExpand ? (" " + std::to_string(bytes >> 20)).c_str() : "");
+            } catch (const Error& error) {
+              std::printf("%6d %6d %6d %s: %s\n", linear.n, linear.k, tokens, choice.describe().c_str(),
+                          error.what());
+            }
+          }
+        }
+        std::fflush(stdout);
       }
     }
   }
-  const cuda::Graph graph(stream, [&] {
-    for (size_t i = 0; i < weights.size(); ++i) {
-      const size_t which = i % block.linears.size();
-      products[which].enqueue(operands.x[which].as<__half>(), weights[i].as<__half>(),
-                              operands.y[which].as<__half>(), stream.get());
-    }
-  });
-  return cuda::median_seconds(graph, stream, kSamples, kReplays) / copies;
 }
 
-size_t packed_bytes(const Block& block) {
-  size_t bytes = 0;
-  for (const Linear& linear : block.linears)
-    bytes += static_cast<size_t>(DecodeShape{linear.n, linear.k}.bytes());
-  return bytes;
-}
-
-// Random codes with scales of 2^-7: any bytes are codes, but not any bytes are scales.
-Buffer synthetic_weights(const Linear& linear, const cuda::Stream& stream) {
-  const DecodeShape shape = {linear.n, linear.k};
-  Buffer weights(static_cast<size_t>(shape.bytes()));
-  cuda::check(cuda::fill_random_bytes(weights.data(), weights.bytes(), 5, stream.get()), "filling");
-  const int64_t chunk_groups = group_int_cuda::kChunkGroups;
-  const int64_t group_bytes = group_int_cuda::kCodeBytes + group_int_cuda::kScaleBytes;
-  const int64_t full = shape.groups() / chunk_groups, rest = shape.groups() % chunk_groups;
-  std::vector<uint16_t> scales(static_cast<size_t>(chunk_groups * 16), 0x2000);
-  for (int64_t tile = 0; tile < shape.tiles(); ++tile) {
-    uint8_t* const at = weights.as<uint8_t>() + tile * shape.tile_bytes();
-    for (int64_t chunk = 0; chunk < full + (rest > 0 ? 1 : 0); ++chunk) {
-      const int64_t groups = chunk < full ? chunk_groups : rest;
-      cuda::check(
-          cudaMemcpyAsync(at + chunk * chunk_groups * group_bytes + groups * group_int_cuda::kCodeBytes,
-                          scales.data(), static_cast<size_t>(groups) * group_int_cuda::kScaleBytes,
-                          cudaMemcpyHostToDevice, stream.get()),
-          "filling");
+void table(const std::vector<const Block*>& models, const std::vector<int>& token_counts, double bandwidth,
+           Pool& pool, const cuda::Device& device, const cuda::Stream& stream) {
+  std::printf("four linears in one graph, weights rotated, random data, medians\n\n");
+  std::printf("%-12s %6s %10s %10s %8s %8s %9s  %s\n", "model", "tokens", "FP16 us", "W4A16 us", "x FP16",
+              "TB/s", "of read", "kernels");
+  const Scratch scratch(kSliceBytes, device);
+  for (const Block* const block : models) {
+    for (const int tokens : token_counts) {
+      const double half = time_half(block->linears, tokens, false, pool, stream);
+      std::vector<Choice> choices;
+      std::string names;
+      for (const Linear& linear : block->linears) {
+        choices.push_back(group_int_cuda::choose(tokens, linear.n, linear.k, 1, device.multiprocessors));
+        const std::string name = choices.back().describe();
+        if (names.find(name) == std::string::npos) names += (names.empty() ? "" : "; ") + name;
+      }
+      const double seconds =
+          time_packed(block->linears, tokens, choices, false, pool, scratch, device, stream);
+      const double rate = static_cast<double>(packed_bytes(block->linears)) / seconds;
+      std::printf("%-12s %6d %10.1f %10.1f %8.2f %8.2f %7.0f %%  %s\n", block->name, tokens, 1e6 * half,
+                  1e6 * seconds, half / seconds, 1e-12 * rate, 100 * rate / bandwidth, names.c_str());
+      std::fflush(stdout);
     }
   }
-  stream.synchronize();
-  return weights;
 }
 
-double time_decode(const Block& block, int tokens, const DecodePlan& plan, const cuda::Device& device,
-                   const cuda::Stream& stream, const std::vector<Buffer>& weights) {
-  const Operands operands = make_operands(block, tokens, stream);
-  const cuda::Graph graph(stream, [&] {
-    for (size_t i = 0; i < weights.size(); ++i) {
-      const size_t which = i % block.linears.size();
-      cuda::check(group_int_cuda::launch_decode({.weights = weights[i].as<uint8_t>(),
-                                                 .x = operands.x[which].as<__half>(),
-                                                 .y = operands.y[which].as<__half>(),
-                                                 .n = block.linears[which].n,
-                                                 .k = block.linears[which].k,
-                                                 .tokens = tokens},
-                                                plan, device.multiprocessors, stream.get()),
-                  "launching");
-    }
-  });
-  return cuda::median_seconds(graph, stream, kSamples, kReplays) /
-         (static_cast<double>(weights.size()) / static_cast<double>(block.linears.size()));
-}
-
-std::vector<Buffer> synthetic_block(const Block& block, const cuda::Stream& stream) {
-  std::vector<Buffer> weights;
-  for (int copy = 0; copy < copies_of(packed_bytes(block)); ++copy) {
-    for (const Linear& linear : block.linears) weights.push_back(synthetic_weights(linear, stream));
-  }
-  return weights;
-}
-
-int run(const std::vector<int>& token_counts, bool sweep) {
+int run(const std::vector<const Block*>& models, const std::vector<int>& token_counts, bool sweeping) {
   const cuda::Device device = cuda::open_device(0);
   const cuda::Stream stream;
   const double bandwidth = read_bandwidth(device, stream);
   std::printf("%s, %d multiprocessors; driver %d, CUDA %d, cuBLASLt %zu; reading %.2f TB/s\n",
               device.name.c_str(), device.multiprocessors, device.driver_version, device.runtime_version,
               cuda::blas_lt_version(), 1e-12 * bandwidth);
-  std::printf("four linears in one graph, weights rotated, random data, medians of %d x %d replays\n\n",
-              kSamples, kReplays);
-  std::printf("%-12s %6s %10s %10s %8s %8s %9s  %s\n", "model", "tokens", "FP16 us", "W4A16 us", "x FP16",
-              "TB/s", "of read", "plan");
-  const std::vector<DecodePlan> plans =
-      sweep ? std::vector<DecodePlan>{{6, 1}, {8, 1}, {10, 1}, {12, 1}, {16, 1}, {20, 1},
-                                      {4, 2}, {5, 2}, {6, 2},  {8, 2},  {10, 2}}
-            : std::vector<DecodePlan>{DecodePlan{}};
-  for (const Block& block : blocks()) {
-    const std::vector<Buffer> weights = synthetic_block(block, stream);
-    for (const int tokens : token_counts) {
-      const double half = time_half(block, tokens, stream);
-      for (const DecodePlan& plan : plans) {
-        double seconds = 0;
-        try {
-          seconds = time_decode(block, tokens, plan, device, stream, weights);
-        } catch (const Error& error) {
-          std::printf("%-12s %6d  plan %dx%d: %s\n", block.name, tokens, plan.stages,
-                      plan.blocks_per_multiprocessor, error.what());
-          continue;
-        }
-        const double rate = static_cast<double>(packed_bytes(block)) / seconds;
-        std::printf("%-12s %6d %10.1f %10.1f %8.2f %8.2f %7.0f %%  %d stages, %d per SM\n", block.name,
-                    tokens, 1e6 * half, 1e6 * seconds, half / seconds, 1e-12 * rate, 100 * rate / bandwidth,
-                    plan.stages, plan.blocks_per_multiprocessor);
-      }
-    }
+  size_t half = 0, packed = 0;  // a whole block, and enough to rotate
+  for (const Block* const block : models) {
+    size_t bytes = 0;
+    for (const Linear& linear : block->linears) bytes += size_t{2} * linear.n * linear.k;
+    half = std::max(half, bytes + kRotatedBytes);
+    packed = std::max(packed, packed_bytes(block->linears) + kRotatedBytes);
+  }
+  Pool pool(half, packed, stream);
+  if (sweeping) {
+    sweep(models, token_counts, pool, device, stream);
+  } else {
+    table(models, token_counts, bandwidth, pool, device, stream);
   }
   return 0;
+}
+
+std::vector<std::string> split_list(const char* text) {
+  std::vector<std::string> parts = {""};
+  for (; *text != '\0'; ++text) {
+    if (*text == ',') {
+      parts.emplace_back();
+    } else {
+      parts.back() += *text;
+    }
+  }
+  return parts;
 }
 
 }  // namespace
@@ -208,23 +366,30 @@ int run(const std::vector<int>& token_counts, bool sweep) {
 
 int main(int count, char** arguments) {
   std::vector<int> tokens = {1, 2, 4};
-  bool sweep = false;
+  std::vector<std::string> names = {"7b", "13b", "70b", "8b"};
+  bool sweeping = false;
   for (int i = 1; i < count; ++i) {
     if (std::strcmp(arguments[i], "--sweep") == 0) {
-      sweep = true;
+      sweeping = true;
     } else if (std::strcmp(arguments[i], "--tokens") == 0 && i + 1 < count) {
       tokens.clear();
-      for (char* at = arguments[++i]; *at != '\0';) {
-        tokens.push_back(static_cast<int>(std::strtol(at, &at, 10)));
-        if (*at == ',') ++at;
-      }
+      for (const std::string& part : nibble::split_list(arguments[++i]))
+        tokens.push_back(std::atoi(part.c_str()));
+    } else if (std::strcmp(arguments[i], "--models") == 0 && i + 1 < count) {
+      names = nibble::split_list(arguments[++i]);
     } else {
-      std::fprintf(stderr, "usage: cuda_decode_bench [--tokens 1,2,4] [--sweep]\n");
+      std::fprintf(stderr, "usage: cuda_decode_bench [--models 7b,13b,70b,8b] [--tokens 1,2,4] [--sweep]\n");
       return 2;
     }
   }
+  std::vector<const nibble::Block*> models;
+  for (const std::string& name : names) {
+    for (const nibble::Block& block : nibble::blocks()) {
+      if (std::string(block.name).ends_with("-" + name)) models.push_back(&block);
+    }
+  }
   try {
-    return nibble::run(tokens, sweep);
+    return nibble::run(models, tokens, sweeping);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "cuda_decode_bench: %s\n", error.what());
     return 1;

@@ -1,5 +1,5 @@
-// The decode kernel's view of 4-bit weights, emulated: lanes, operand registers, nibble extraction and the
-// F16 tricks of decode.cu, bit for bit on the CPU, against plain loops over the canonical layout.
+// The kernels' view of 4-bit weights, emulated: lanes, operand registers, nibble extraction and the F16 tricks
+// of operands.cuh, bit for bit on the CPU, against plain loops over the canonical layout.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -8,6 +8,7 @@
 #include "base/half.h"
 #include "cases/linear_cases.h"
 #include "formats/group_int/cuda/decode_layout.h"
+#include "formats/group_int/layout.h"
 
 namespace nibble::group_int_cuda {
 namespace {
@@ -42,32 +43,30 @@ TEST_P(DecodeLayout, LanesFindTheirWeights) {
   const PackedLinear linear = make_linear(n, k, group_size);
   ASSERT_EQ(decode_refusal(linear), "");
   const std::vector<uint8_t> packed = pack_for_decode(linear);
-  const DecodeShape shape = {n, k};
+  const DecodeShape shape = decode_shape(linear);
   ASSERT_EQ(static_cast<int64_t>(packed.size()), shape.bytes());
   std::vector<float> expected(static_cast<size_t>(n * k));
   linear.format->dequantize(linear, expected.data());
 
   std::vector<bool> seen(static_cast<size_t>(n * k));
   for (int64_t tile = 0; tile < shape.tiles(); ++tile) {
-    for (int64_t group = 0; group < shape.groups(); ++group) {
-      const int64_t chunk = group / kChunkGroups, place = group % kChunkGroups;
-      const int64_t count = std::min(kChunkGroups, shape.groups() - chunk * kChunkGroups);
-      const uint8_t* const at =
-          packed.data() + tile * shape.tile_bytes() + chunk * kChunkGroups * (kCodeBytes + kScaleBytes);
+    for (int64_t block = 0; block < shape.blocks(); ++block) {
+      const uint8_t* const at = packed.data() + tile * shape.tile_bytes() + block * shape.block_bytes();
       for (int64_t lane = 0; lane < 32; ++lane) {
         const int64_t g = lane / 4, q = lane % 4;
         for (int64_t m = 0; m < 8; ++m) {
           uint32_t word;
-          std::memcpy(&word, at + place * kCodeBytes + m / 4 * 512 + lane * 16 + m % 4 * 4, 4);
+          std::memcpy(&word, at + m / 4 * 512 + lane * 16 + m % 4 * 4, 4);
           for (int i = 0; i < 4; ++i) {    // operand register a[i]
             for (int h = 0; h < 2; ++h) {  // its lower and upper half
+              // PTX ISA, fragments of mma.m16n8k16: registers 0, 1 hold columns 2q, 2q + 1, registers 2, 3
+              // those 8 further; odd registers hold row g + 8.
               const int64_t row_in_tile = g + (i % 2 == 1 ? 8 : 0);
-              // Operand columns 2q, 2q + 1 of registers 0, 1 meet activations b0 = (x[c], x[c + 1]), those of
-              // 2, 3 b1.
-              const int64_t c = 32 * (m / 2) + 8 * q + 4 * (m % 2) + (i >= 2 ? 2 : 0) + h;
-              const int64_t row = tile * kRows + row_in_tile, column = group * kGroup + c;
+              const int64_t row = tile * kBlockRows + row_in_tile,
+                            column = block * kBlockColumns + 16 * m + 2 * q + h + (i >= 2 ? 8 : 0);
+              const int64_t set = shape.scales_per_block == 2 ? m / 4 : 0;
               uint16_t bits;
-              std::memcpy(&bits, at + count * kCodeBytes + place * kScaleBytes + row_in_tile * 2, 2);
+              std::memcpy(&bits, at + kCodeBytes + set * kScaleBytes + row_in_tile * 2, 2);
               const float value = decode_half(word, i, h == 1) * f16_to_float(bits);
               if (row >= n || column >= k) {
                 EXPECT_EQ(value, 0.0f);
@@ -85,23 +84,27 @@ TEST_P(DecodeLayout, LanesFindTheirWeights) {
   EXPECT_EQ(std::count(seen.begin(), seen.end(), true), n * k);
 }
 
-TEST_P(DecodeLayout, PlacesDoNotOverlapAndStayInside) {
+TEST_P(DecodeLayout, PlacesHoldTheCodesAndScales) {
   const auto [n, k, group_size] = GetParam();
-  const DecodeShape shape = {n, k};
-  std::vector<uint8_t> used(static_cast<size_t>(shape.bytes()));  // bit 0, 1: lower, upper nibble
+  const PackedLinear linear = make_linear(n, k, group_size);
+  const GroupIntLayout layout = group_int_layout(linear);
+  const DecodeShape shape = decode_shape(linear);
+  const std::vector<uint8_t> packed = pack_for_decode(linear);
+  std::vector<uint8_t> used(packed.size()), codes(static_cast<size_t>(k));  // bit 0, 1: lower, upper nibble
   for (int64_t row = 0; row < n; ++row) {
+    group_int_unpack_row(layout, row, codes.data());
     for (int64_t column = 0; column < k; ++column) {
       const CodePlace place = code_place(shape, row, column);
       ASSERT_TRUE(place.byte >= 0 && place.byte < shape.bytes());
       const auto bit = static_cast<uint8_t>(place.shift == 0 ? 1 : 2);
       EXPECT_EQ(used[place.byte] & bit, 0);
       used[place.byte] |= bit;
-    }
-    for (int64_t group = 0; group < shape.groups(); ++group) {
-      const int64_t byte = scale_place(shape, row, group);
-      ASSERT_TRUE(byte >= 0 && byte + 1 < shape.bytes());
-      EXPECT_EQ(used[byte] | used[byte + 1], 0);
-      used[byte] = used[byte + 1] = 3;
+      EXPECT_EQ(packed[place.byte] >> place.shift & 15, codes[column]);
+      const int64_t scale = scale_place(shape, row, column);
+      ASSERT_TRUE(scale >= 0 && scale + 1 < shape.bytes());
+      uint16_t bits;
+      std::memcpy(&bits, packed.data() + scale, 2);
+      EXPECT_EQ(f16_to_float(bits), group_int_scale(layout, row, column / layout.group_size));
     }
   }
 }
@@ -109,10 +112,11 @@ TEST_P(DecodeLayout, PlacesDoNotOverlapAndStayInside) {
 INSTANTIATE_TEST_SUITE_P(Shapes, DecodeLayout,
                          ::testing::Values(Case{16, 128, 128}, Case{1, 1, 0}, Case{17, 129, 0},
                                            Case{48, 1152, 128}, Case{33, 1100, 128}, Case{40, 2048, 0},
-                                           Case{16, 1024, 128}));
+                                           Case{16, 1024, 128}, Case{16, 128, 64}, Case{33, 1100, 64},
+                                           Case{20, 320, 64}, Case{3, 64, 64}));
 
 TEST(DecodeLayoutRefuses, WhatItCannotHold) {
-  EXPECT_NE(decode_refusal(make_linear(16, 128, 64)).find("64"), std::string::npos);
+  EXPECT_NE(decode_refusal(make_linear(16, 128, 32)).find("32"), std::string::npos);
   cases::LinearCase shape = {16, 128, 0, 1};
   const PackedLinear eight =
       find_format("group_int")

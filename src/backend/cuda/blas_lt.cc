@@ -93,7 +93,7 @@ struct HalfProduct::State {
 };
 
 HalfProduct::HalfProduct(int m, int n, int k, const __half* x, const __half* w, __half* y,
-                         cudaStream_t stream)
+                         cudaStream_t stream, int y_stride)
     : state_(std::make_unique<State>()) {
   const Library& lt = library();
   State& state = *state_;
@@ -104,7 +104,8 @@ HalfProduct::HalfProduct(int m, int n, int k, const __half* x, const __half* w, 
              "describing a product");
   check_blas(lt.layout_create(&state.w, CUDA_R_16F, k, n, k), "describing a matrix");
   check_blas(lt.layout_create(&state.x, CUDA_R_16F, k, m, k), "describing a matrix");
-  check_blas(lt.layout_create(&state.y, CUDA_R_16F, n, m, n), "describing a matrix");
+  check_blas(lt.layout_create(&state.y, CUDA_R_16F, n, m, y_stride > 0 ? y_stride : n),
+             "describing a matrix");
   cublasLtMatmulPreference_t preference = nullptr;
   check_blas(lt.preference_create(&preference), "asking for algorithms");
   check_blas(lt.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes,

@@ -58,6 +58,9 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 void Buffer::upload(const void* from, size_t bytes) {
   NIBBLE_CHECK(bytes <= bytes_);
   check(cudaMemcpy(data_, from, bytes, cudaMemcpyHostToDevice), "copying to the GPU");
+  // From pageable memory it returns when the data have been taken, not yet arrived; other streams do not
+  // wait.
+  check(cudaStreamSynchronize(cudaStreamLegacy), "copying to the GPU");
 }
 
 void Buffer::download(void* to, size_t bytes) const {

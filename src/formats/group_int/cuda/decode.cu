@@ -1,58 +1,48 @@
 // A persistent kernel per product. A producer warp streams the block's weights, chunk after chunk, into a
-// ring in shared memory; eight warps multiply, each its own group of 128 columns of a chunk, and add up at
-// the end of a tile of 16 rows. The stream begins before the previous kernel has ended, because weights
-// depend on nothing.
+// ring in shared memory; eight warps multiply, each its own 128 columns of a chunk, and add up at the end of
+// a tile of 16 rows. Tokens lie in shared memory. The stream begins before the previous kernel has ended,
+// because weights depend on nothing.
 #include "backend/cuda/ptx.cuh"
 #include "formats/group_int/cuda/decode.h"
 #include "formats/group_int/cuda/decode_shape.h"
+#include "formats/group_int/cuda/operands.cuh"
 
 namespace nibble::group_int_cuda {
 namespace {
 
-constexpr int kWarps = kChunkGroups;
+constexpr int kWarps = kChunkBlocks;
 constexpr int kThreads = 32 * (kWarps + 1);
-constexpr int kChunkBytes = kChunkGroups * (kCodeBytes + kScaleBytes);
-constexpr int kMaximumStages = 24;
+constexpr int kMinimumStages = 2, kMaximumStages = 24;
 constexpr int kMultiplierBarrier = 1;
 
 struct Shared {
   uint64_t full[kMaximumStages], empty[kMaximumStages];
-  float sums[2][kWarps][kRows * kMaximumDecodeTokens];
+  float sums[2][kWarps][kBlockRows * kMaximumDecodeTokens];
 };
 
-// Four times two weights u - 8 from eight codes; see decode_layout.h for which.
-__device__ inline void decode_word(uint32_t word, uint32_t (&a)[4]) {
-  constexpr uint32_t kMagic = 0x64006400;  // F16 1024 + what is in its lowest bits
-  const uint32_t upper = word >> 8;
-  const __half2 minus_1032 = __float2half2_rn(-1032.0f), minus_72 = __float2half2_rn(-72.0f);
-  const __half2 sixteenth = __float2half2_rn(0.0625f);
-  const auto low = [&](uint32_t bits) {
-    const uint32_t h = (bits & 0x000F000F) | kMagic;
-    const __half2 value = __hadd2(reinterpret_cast<const __half2&>(h), minus_1032);
-    return reinterpret_cast<const uint32_t&>(value);
-  };
-  const auto high = [&](uint32_t bits) {  // 1024 + 16 u
-    const uint32_t h = (bits & 0x00F000F0) | kMagic;
-    const __half2 value = __hfma2(reinterpret_cast<const __half2&>(h), sixteenth, minus_72);
-    return reinterpret_cast<const uint32_t&>(value);
-  };
-  a[0] = low(word);
-  a[1] = high(word);
-  a[2] = low(upper);
-  a[3] = high(upper);
+// Copies 8 columns of a token to shared memory: within 32 columns, lane q of four is to find columns 2q, 2q +
+// 1 of each 8 in 16 bytes, which are its operands of two products.
+__device__ inline void place_columns(__half* row, int column, uint4 values) {
+  uint32_t* const to = reinterpret_cast<uint32_t*>(row + column / 32 * 32) + column % 32 / 8;
+  to[0] = values.x;
+  to[4] = values.y;
+  to[8] = values.z;
+  to[12] = values.w;
 }
 
-template <int kTokens>
-__global__ void __launch_bounds__(kThreads) decode_kernel(DecodeProblem problem, int stages) {
+template <int kTokens, int kScales>
+__global__ void __launch_bounds__(kThreads, 2) decode_kernel(DecodeProblem problem, int stages) {
   extern __shared__ __align__(128) uint8_t dynamic[];
+  constexpr int kBlockBytes = kCodeBytes + kScales * kScaleBytes, kChunkBytes = kWarps * kBlockBytes;
+  constexpr int kColumns = kBlockColumns;
   uint8_t* const ring = dynamic;
-  const int groups = (problem.k + kGroup - 1) / kGroup, padded_k = groups * kGroup;
+  const int blocks = (problem.k + kColumns - 1) / kColumns, padded_k = blocks * kColumns;
   __half* const x = reinterpret_cast<__half*>(ring + stages * kChunkBytes);  // [kTokens, padded_k]
   __shared__ Shared shared;
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int tiles = (problem.n + kRows - 1) / kRows;
-  const int chunks = (groups + kChunkGroups - 1) / kChunkGroups;
+  const int tiles = (problem.n + kBlockRows - 1) / kBlockRows;
+  const int chunks = (blocks + kWarps - 1) / kWarps;
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) {
       ptx::barrier_init(&shared.full[i], 1);
@@ -66,15 +56,13 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(DecodeProblem problem,
   if (warp == kWarps) {
     if (lane != 0) return;
     const uint64_t policy = ptx::evict_first_policy();
-    const int64_t tile_bytes = int64_t{groups} * (kCodeBytes + kScaleBytes);
+    const int64_t tile_bytes = int64_t{blocks} * kBlockBytes;
     int stage = 0;
     uint32_t parity = 1;  // the first round finds every stage empty
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
       const uint8_t* from = problem.weights + tile * tile_bytes;
       for (int chunk = 0; chunk < chunks; ++chunk) {
-        const int count =
-            min(static_cast<int>(kChunkGroups), groups - chunk * static_cast<int>(kChunkGroups));
-        const uint32_t bytes = count * (kCodeBytes + kScaleBytes);
+        const uint32_t bytes = min(kWarps, blocks - chunk * kWarps) * kBlockBytes;
         ptx::barrier_wait(ptx::shared_address(&shared.empty[stage]), parity);
         ptx::barrier_arrive_expecting(ptx::shared_address(&shared.full[stage]), bytes);
         ptx::bulk_copy(ptx::shared_address(ring) + stage * kChunkBytes, from, bytes,
@@ -92,53 +80,64 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(DecodeProblem problem,
   ptx::wait_for_previous_kernel();
   for (int token = 0; token < kTokens; ++token) {
     for (int i = threadIdx.x * 8; i < padded_k; i += 32 * kWarps * 8) {
-      const uint4 zero = {0, 0, 0, 0};
-      const bool inside = i < problem.k;
-      *reinterpret_cast<uint4*>(x + token * padded_k + i) =
-          inside ? *reinterpret_cast<const uint4*>(problem.x + int64_t{token} * problem.k + i) : zero;
+      uint4 values = {0, 0, 0, 0};
+      if (i < problem.k) values = *reinterpret_cast<const uint4*>(problem.x + int64_t{token} * problem.k + i);
+      place_columns(x + token * padded_k, i, values);
     }
   }
   ptx::named_barrier(kMultiplierBarrier, 32 * kWarps);
 
   const int g = lane / 4, q = lane % 4;
+  const uint32_t magic = decode_magic();
+  const int64_t y_stride = problem.y_stride > 0 ? problem.y_stride : problem.n;
   int stage = 0, turn = 0;
   uint32_t parity = 0;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     float sums[4] = {0, 0, 0, 0};
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      const int count = min(static_cast<int>(kChunkGroups), groups - chunk * static_cast<int>(kChunkGroups));
       ptx::barrier_wait(ptx::shared_address(&shared.full[stage]), parity);
-      if (warp < count) {
-        const uint8_t* const codes = ring + stage * kChunkBytes + warp * kCodeBytes + lane * 16;
-        const uint4 low = *reinterpret_cast<const uint4*>(codes);
-        const uint4 high = *reinterpret_cast<const uint4*>(codes + 512);
-        const __half* const scales = reinterpret_cast<const __half*>(ring + stage * kChunkBytes +
-                                                                     count * kCodeBytes + warp * kScaleBytes);
+      const int block = chunk * kWarps + warp;
+      if (block < blocks) {
+        const uint8_t* const at = ring + stage * kChunkBytes + warp * kBlockBytes;
+        const uint4 low = *reinterpret_cast<const uint4*>(at + lane * 16);
+        const uint4 high = *reinterpret_cast<const uint4*>(at + 512 + lane * 16);
+        const __half* const scales = reinterpret_cast<const __half*>(at + kCodeBytes);
         const float scale = __half2float(scales[g]), scale_8 = __half2float(scales[g + 8]);
         const uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
         uint4 b[4];
 #pragma unroll
         for (int v = 0; v < 4; ++v) b[v] = {0, 0, 0, 0};
         if (g < kTokens) {
-          const __half* from =
-              x + g * padded_k + (chunk * static_cast<int>(kChunkGroups) + warp) * kGroup + 8 * q;
+          const __half* const from = x + g * padded_k + block * kColumns + 8 * q;
 #pragma unroll
           for (int v = 0; v < 4; ++v) b[v] = *reinterpret_cast<const uint4*>(from + 32 * v);
         }
-        // Two chains of products: one alone would wait for itself.
-        float even[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};
+        // Two chains of products, of 64 columns each: one alone would wait for itself.
+        float left[4] = {0, 0, 0, 0}, right[4] = {0, 0, 0, 0};
 #pragma unroll
-        for (int v = 0; v < 4; ++v) {
+        for (int v = 0; v < 2; ++v) {
           uint32_t a[4];
-          decode_word(words[2 * v], a);
-          ptx::mma_16x8x16(even, a, b[v].x, b[v].y);
-          decode_word(words[2 * v + 1], a);
-          ptx::mma_16x8x16(odd, a, b[v].z, b[v].w);
+          decode_word(words[2 * v], magic, a);
+          ptx::mma_16x8x16(left, a, b[v].x, b[v].y);
+          decode_word(words[2 * v + 4], magic, a);
+          ptx::mma_16x8x16(right, a, b[v + 2].x, b[v + 2].y);
+          decode_word(words[2 * v + 1], magic, a);
+          ptx::mma_16x8x16(left, a, b[v].z, b[v].w);
+          decode_word(words[2 * v + 5], magic, a);
+          ptx::mma_16x8x16(right, a, b[v + 2].z, b[v + 2].w);
         }
-        sums[0] += (even[0] + odd[0]) * scale;
-        sums[1] += (even[1] + odd[1]) * scale;
-        sums[2] += (even[2] + odd[2]) * scale_8;
-        sums[3] += (even[3] + odd[3]) * scale_8;
+        if constexpr (kScales == 1) {
+          sums[0] += (left[0] + right[0]) * scale;
+          sums[1] += (left[1] + right[1]) * scale;
+          sums[2] += (left[2] + right[2]) * scale_8;
+          sums[3] += (left[3] + right[3]) * scale_8;
+        } else {
+          const float other = __half2float(scales[g + 16]), other_8 = __half2float(scales[g + 24]);
+          sums[0] += left[0] * scale + right[0] * other;
+          sums[1] += left[1] * scale + right[1] * other;
+          sums[2] += left[2] * scale_8 + right[2] * other_8;
+          sums[3] += left[3] * scale_8 + right[3] * other_8;
+        }
       }
       __syncwarp();
       if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&shared.empty[stage]));
@@ -153,33 +152,32 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(DecodeProblem problem,
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int token = 2 * q + i % 2, row = g + 8 * (i / 2);
-      if (token < kTokens) mine[token * kRows + row] = sums[i];
+      if (token < kTokens) mine[token * kBlockRows + row] = sums[i];
     }
     ptx::named_barrier(kMultiplierBarrier, 32 * kWarps);
-    if (threadIdx.x < kTokens * kRows) {
-      const int token = threadIdx.x / kRows, row = tile * static_cast<int>(kRows) + threadIdx.x % kRows;
-      float total = 0;
+    if (threadIdx.x < kTokens * kBlockRows) {
+      const int token = threadIdx.x / kBlockRows,
+                row = tile * static_cast<int>(kBlockRows) + threadIdx.x % kBlockRows;
+      float total = problem.bias != nullptr && row < problem.n ? problem.bias[row] : 0.0f;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) total += shared.sums[turn][w][threadIdx.x];
-      if (row < problem.n) problem.y[int64_t{token} * problem.n + row] = __float2half_rn(total);
+      if (row < problem.n) problem.y[token * y_stride + row] = __float2half_rn(total);
     }
     turn ^= 1;
   }
 }
 
-template <int kTokens>
+template <int kTokens, int kScales>
 cudaError_t launch(const DecodeProblem& problem, const DecodePlan& plan, int multiprocessors,
                    cudaStream_t stream) {
-  const int groups = (problem.k + kGroup - 1) / kGroup;
-  const size_t bytes =
-      static_cast<size_t>(plan.stages) * kChunkBytes + sizeof(__half) * kTokens * groups * kGroup;
-  const auto kernel = decode_kernel<kTokens>;
+  const size_t bytes = decode_shared_bytes(problem, plan);
+  const auto kernel = decode_kernel<kTokens, kScales>;
   if (const cudaError_t error =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
       error != cudaSuccess) {
     return error;
   }
-  const int tiles = (problem.n + kRows - 1) / kRows;
+  const int tiles = (problem.n + kBlockRows - 1) / kBlockRows;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -193,23 +191,39 @@ cudaError_t launch(const DecodeProblem& problem, const DecodePlan& plan, int mul
   return cudaLaunchKernelEx(&config, kernel, problem, plan.stages);
 }
 
-}  // namespace
-
-cudaError_t launch_decode(const DecodeProblem& problem, const DecodePlan& plan, int multiprocessors,
-                          cudaStream_t stream) {
-  if (plan.stages < 1 || plan.stages > kMaximumStages || problem.k % 8 != 0) return cudaErrorInvalidValue;
+template <int kScales>
+cudaError_t launch_for_tokens(const DecodeProblem& problem, const DecodePlan& plan, int multiprocessors,
+                              cudaStream_t stream) {
   switch (problem.tokens) {
     case 1:
-      return launch<1>(problem, plan, multiprocessors, stream);
+      return launch<1, kScales>(problem, plan, multiprocessors, stream);
     case 2:
-      return launch<2>(problem, plan, multiprocessors, stream);
+      return launch<2, kScales>(problem, plan, multiprocessors, stream);
     case 3:
-      return launch<3>(problem, plan, multiprocessors, stream);
+      return launch<3, kScales>(problem, plan, multiprocessors, stream);
     case 4:
-      return launch<4>(problem, plan, multiprocessors, stream);
+      return launch<4, kScales>(problem, plan, multiprocessors, stream);
     default:
       return cudaErrorInvalidValue;
   }
+}
+
+}  // namespace
+
+size_t decode_shared_bytes(const DecodeProblem& problem, const DecodePlan& plan) {
+  const DecodeShape shape = {problem.n, problem.k, problem.scales_per_block};
+  return static_cast<size_t>(plan.stages * kChunkBlocks * shape.block_bytes() +
+                             problem.tokens * shape.blocks() * kBlockColumns *
+                                 static_cast<int64_t>(sizeof(__half)));
+}
+
+cudaError_t launch_decode(const DecodeProblem& problem, const DecodePlan& plan, int multiprocessors,
+                          cudaStream_t stream) {
+  if (plan.stages < kMinimumStages || plan.stages > kMaximumStages || problem.k % 8 != 0) {
+    return cudaErrorInvalidValue;
+  }
+  return problem.scales_per_block == 1 ? launch_for_tokens<1>(problem, plan, multiprocessors, stream)
+                                       : launch_for_tokens<2>(problem, plan, multiprocessors, stream);
 }
 
 }  // namespace nibble::group_int_cuda

@@ -1,0 +1,197 @@
+// group_int's row in the table of the device's kernels (backend/cuda/linear.h): 4-bit weights, FP16 tokens.
+#include <algorithm>
+
+#include "backend/cuda/dense_linear.h"
+#include "backend/cuda/elementwise.h"
+#include "backend/cuda/gemm_plans.h"
+#include "backend/cuda/linear.h"
+#include "base/error.h"
+#include "formats/group_int/cuda/choose.h"
+#include "formats/group_int/cuda/decode_layout.h"
+#include "formats/group_int/cuda/expand.h"
+
+namespace nibble::group_int_cuda {
+namespace {
+
+constexpr size_t kSliceBytes = size_t{256} << 20;  // of FP16 weights at a time, for very many tokens
+
+class PackedLinears final : public cuda::DeviceLinear {
+ public:
+  PackedLinears(std::span<const PackedLinear* const> linears, const cuda::Device& device, ThreadPool& pool)
+      : k_(linears.front()->in_features),
+        scales_per_block_(static_cast<int>(decode_shape(*linears.front()).scales_per_block)),
+        multiprocessors_(device.multiprocessors),
+        flags_(sizeof(uint32_t) * kTileFlags) {
+    // Whole tiles of rows stand one behind the other (fuses()), so packed linears can too.
+    std::vector<std::vector<uint8_t>> packed(linears.size());
+    pool.parallel_for(static_cast<int64_t>(linears.size()), [&](int64_t i, int) {
+      packed[static_cast<size_t>(i)] = pack_for_decode(*linears[static_cast<size_t>(i)]);
+    });
+    size_t bytes = 0;
+    for (size_t i = 0; i < linears.size(); ++i) {
+      n_ += linears[i]->out_features;
+      bytes += packed[i].size();
+    }
+    weights_ = cuda::Buffer(bytes);
+    size_t at = 0;
+    for (const std::vector<uint8_t>& part : packed) {
+      cuda::check(cudaMemcpy(weights_.as<uint8_t>() + at, part.data(), part.size(), cudaMemcpyHostToDevice),
+                  "uploading weights");
+      at += part.size();
+    }
+    if (const std::vector<float> bias = cuda::joined_biases(linears); !bias.empty()) {
+      bias_ = cuda::Buffer(sizeof(float) * bias.size());
+      bias_.upload(bias.data(), sizeof(float) * bias.size());
+    }
+    clear_flags();
+  }
+
+  int64_t in_features() const override { return k_; }
+  int64_t out_features() const override { return n_; }
+
+  size_t workspace_bytes(int most_tokens) const override {
+    const size_t tiles = tile_workspace_bytes(multiprocessors_);
+    if (most_tokens < least_expanded_tokens()) return tiles;
+    const size_t slice = sizeof(__half) * static_cast<size_t>(slice_rows()) * static_cast<size_t>(k_);
+    return std::max(tiles, cuda::kGemmWorkspaceBytes + slice);
+  }
+
+  void forward(const __half* x, int tokens, __half* y, int64_t y_stride, void* workspace,
+               cudaStream_t stream) const override {
+    const char* const what = "multiplying 4-bit weights";
+    const int n = static_cast<int>(n_), k = static_cast<int>(k_);
+    const float* const bias = bias_.bytes() > 0 ? bias_.as<float>() : nullptr;
+    const Choice choice = choose(tokens, n, k, scales_per_block_, multiprocessors_);
+    switch (choice.method) {
+      case Method::kDecode:
+        cuda::check(launch_decode({.weights = weights_.as<uint8_t>(),
+                                   .x = x,
+                                   .y = y,
+                                   .y_stride = y_stride,
+                                   .bias = bias,
+                                   .n = n,
+                                   .k = k,
+                                   .tokens = tokens,
+                                   .scales_per_block = scales_per_block_},
+                                  choice.decode, multiprocessors_, stream),
+                    what);
+        break;
+      case Method::kTile:
+        cuda::check(launch_tile({.weights = weights_.as<uint8_t>(),
+                                 .x = x,
+                                 .y = y,
+                                 .y_stride = y_stride,
+                                 .bias = bias,
+                                 .n = n,
+                                 .k = k,
+                                 .tokens = tokens,
+                                 .scales_per_block = scales_per_block_,
+                                 .workspace = workspace,
+                                 .flags = flags_.as<uint32_t>()},
+                                choice.tile, multiprocessors_, stream),
+                    what);
+        break;
+      case Method::kExpand: {
+        auto* const slice = slice_of(workspace);
+        for (int first = 0; first < n; first += slice_rows()) {
+          const int rows = std::min(slice_rows(), n - first);
+          expand(first, rows, slice, stream);
+          cuda::GemmPlans::shared().enqueue({.m = tokens, .n = rows, .k = k_, .y_stride = y_stride}, x, slice,
+                                            y + first, workspace, stream);
+        }
+        if (bias != nullptr) cuda::launch_add_bias(y, y_stride, bias, tokens, n, stream);
+        break;
+      }
+    }
+  }
+
+  void prepare(int tokens, void* workspace, cudaStream_t stream) const override {
+    const int n = static_cast<int>(n_);
+    if (choose(tokens, n, static_cast<int>(k_), scales_per_block_, multiprocessors_).method !=
+        Method::kExpand) {
+      return;
+    }
+    auto* const slice = slice_of(workspace);
+    for (const int rows : {slice_rows(), n % slice_rows()}) {
+      if (rows == 0) continue;
+      expand(n - rows - (n - rows) % static_cast<int>(kBlockRows), rows, slice, stream);
+      cuda::GemmPlans::shared().tune({.m = tokens, .n = rows, .k = k_, .y_stride = n_}, slice, workspace,
+                                     stream);
+    }
+  }
+
+  std::unique_ptr<cuda::DeviceLinear> duplicate() const override {
+    return std::unique_ptr<cuda::DeviceLinear>(new PackedLinears(*this));
+  }
+
+  cuda::LinearPath path(int tokens) const override {
+    const Choice choice =
+        choose(tokens, static_cast<int>(n_), static_cast<int>(k_), scales_per_block_, multiprocessors_);
+    return {"w4a16, " + choice.describe(),
+            choice.method == Method::kDecode ? "int4xf16->f32" : "int4 as f16xf16->f32"};
+  }
+  size_t bytes() const override { return weights_.bytes() + bias_.bytes() + flags_.bytes(); }
+
+ private:
+  PackedLinears(const PackedLinears& other)
+      : n_(other.n_),
+        k_(other.k_),
+        scales_per_block_(other.scales_per_block_),
+        multiprocessors_(other.multiprocessors_),
+        weights_(other.weights_.clone()),
+        bias_(other.bias_.clone()),
+        flags_(other.flags_.bytes()) {
+    clear_flags();
+  }
+  void clear_flags() {
+    cuda::check(cudaMemset(flags_.data(), 0, flags_.bytes()), "uploading weights");
+    cuda::check(cudaDeviceSynchronize(), "uploading weights");
+  }
+  int slice_rows() const {
+    return expand_slice_rows(static_cast<int>(n_), static_cast<int>(k_), kSliceBytes);
+  }
+  static __half* slice_of(void* workspace) {
+    return reinterpret_cast<__half*>(static_cast<uint8_t*>(workspace) + cuda::kGemmWorkspaceBytes);
+  }
+  void expand(int first_row, int rows, __half* to, cudaStream_t stream) const {
+    cuda::check(launch_expand({.weights = weights_.as<uint8_t>(),
+                               .w = to,
+                               .n = static_cast<int>(n_),
+                               .k = static_cast<int>(k_),
+                               .scales_per_block = scales_per_block_,
+                               .first_row = first_row,
+                               .rows = rows},
+                              multiprocessors_, stream),
+                "taking 4-bit weights apart");
+  }
+
+  int64_t n_ = 0, k_ = 0;
+  int scales_per_block_ = 1, multiprocessors_ = 0;
+  cuda::Buffer weights_, bias_, flags_;
+};
+
+std::string refusal(const Problem& problem, const cuda::Device&) {
+  const PackedLinear& linear = *problem.linear;
+  if (linear.in_features % 8 != 0) return format_text("{} columns, no multiple of 8", linear.in_features);
+  return decode_refusal(linear);
+}
+
+std::unique_ptr<cuda::DeviceLinear> load(std::span<const PackedLinear* const> linears,
+                                         const cuda::Device& device, ThreadPool& pool) {
+  return std::make_unique<PackedLinears>(linears, device, pool);
+}
+
+size_t packed_bytes(const PackedLinear& linear) { return static_cast<size_t>(decode_shape(linear).bytes()); }
+
+bool fuses(const PackedLinear& a, const PackedLinear& b) {
+  return a.out_features % kBlockRows == 0 &&
+         decode_shape(a).scales_per_block == decode_shape(b).scales_per_block;
+}
+
+}  // namespace
+
+extern const cuda::DeviceKernel kDeviceKernel;
+const cuda::DeviceKernel kDeviceKernel = {
+    .name = "cuda-w4a16", .refusal = refusal, .load = load, .bytes = packed_bytes, .fuses = fuses};
+
+}  // namespace nibble::group_int_cuda

@@ -1,0 +1,50 @@
+// Products of 4-bit group_int weights with any number of FP16 tokens on a Hopper GPU. Each weight is rounded
+// to F16 once (scale times u - 8), sums are FP32 in a fixed order.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <span>
+
+namespace nibble::group_int_cuda {
+
+// What one block of threads computes at a time: `rows` rows of the weight times `tokens` tokens.
+struct TileSize {
+  int rows, tokens;
+};
+// All that are compiled.
+std::span<const TileSize> tile_sizes();
+
+struct TileProblem {
+  const uint8_t* weights = nullptr;  // device, laid out as decode_layout.h says
+  const __half* x = nullptr;         // device [tokens, k], 16-byte aligned; k a multiple of 8
+  __half* y = nullptr;               // device [tokens, n], 4-byte aligned
+  int64_t y_stride = 0;              // elements from one token's outputs to the next's, or 0 for n
+  const float* bias = nullptr;       // device [n], or none
+  int n = 0, k = 0, tokens = 0;
+  int scales_per_block = 1;  // DecodeShape's
+  // For split 1. The workspace keeps nothing between launches, the flags are zeros before and after each.
+  void* workspace = nullptr;  // device, tile_workspace_bytes()
+  uint32_t* flags = nullptr;  // device [kTileFlags]
+};
+inline constexpr int kTileFlags = 1024;
+size_t tile_workspace_bytes(int multiprocessors);
+
+// With `split` 1, as many blocks of threads as run at once share all tiles out evenly, and where one takes up
+// in the middle of a tile its sums are handed over through memory. With 2 to 8 (at most the blocks of 128
+// columns), so many share the columns of each tile and add up through each other's shared memory. Always in
+// the same order.
+struct TilePlan {
+  TileSize size = {};
+  int split = 1;
+};
+
+// Enqueues y = x W^T. May start before the stream's previous kernel has ended (it waits before it reads x).
+// Returns the launch's error; throws Error when the driver refuses to describe a matrix.
+cudaError_t launch_tile(const TileProblem& problem, const TilePlan& plan, int multiprocessors,
+                        cudaStream_t stream);
+
+}  // namespace nibble::group_int_cuda
