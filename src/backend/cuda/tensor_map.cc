@@ -44,4 +44,21 @@ CUtensorMap make_tile_map(TileType type, const void* data, int64_t rows, int64_t
   return map;
 }
 
+CUtensorMap make_byte_map(const void* data, int64_t rows, int64_t row_bytes, int box_rows, int box_bytes) {
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(row_bytes / 8), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_bytes)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_bytes / 8), static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  CUtensorMap map = {};
+  const CUresult code =
+      encode_function()(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT64, 2, const_cast<void*>(data), sizes, strides,
+                        box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (code != CUDA_SUCCESS) {
+    fail("describing a matrix of bytes [{}, {}] to the copy engine fails with code {}", rows, row_bytes,
+         static_cast<int>(code));
+  }
+  return map;
+}
+
 }  // namespace nibble::cuda

@@ -15,4 +15,8 @@ enum class TileType { kBytes, kHalf };
 CUtensorMap make_tile_map(TileType type, const void* data, int64_t rows, int64_t columns, int64_t row_bytes,
                           int box_rows);
 
+// Boxes of `box_rows` rows by `box_bytes` (a multiple of 16, at most 2048), as they are, of a matrix of bytes
+// [rows, row_bytes], row_bytes a multiple of 16; beyond it zeros. Columns count in units of 8 bytes.
+CUtensorMap make_byte_map(const void* data, int64_t rows, int64_t row_bytes, int box_rows, int box_bytes);
+
 }  // namespace nibble::cuda
