@@ -125,7 +125,7 @@ TEST_P(QuikProduct, EqualsPlainLoops) {
   const cuda::Buffer memory(activation_bytes(c.tokens, k_int, c.outliers));
   cuda::check(cudaMemset(memory.data(), 0xFF, memory.bytes()), "filling");  // NaNs
   const Activations activations = place_activations(memory.data(), c.tokens, k_int, c.outliers);
-  const int64_t y_stride = (c.n + 7) / 8 * 8;
+  const int64_t written = (c.n + 7) / 8 * 8, y_stride = written + 8;
   const size_t outputs = static_cast<size_t>(c.tokens) * c.n, y_count = static_cast<size_t>(c.tokens * y_stride);
   const group_int_a8_cuda::FewTokensOperand weights = {.form = group_int_a8_cuda::FewTokensForm::kRows,
                                                        .shape = shape,
@@ -203,7 +203,7 @@ TEST_P(QuikProduct, EqualsPlainLoops) {
       const double bound = 4.0 * c.k * 0x1p-24 * magnitude + std::fabs(y) * 0x1p-10 + 0x1p-24;
       ASSERT_NEAR(got, y, bound) << "token " << t << " row " << row;
     }
-    for (int64_t beyond = c.n; beyond < y_stride; ++beyond)
+    for (int64_t beyond = written; beyond < y_stride; ++beyond)
       ASSERT_EQ(first_y[static_cast<size_t>(t * y_stride + beyond)], 0x7E00) << "written beyond a row's end";
   }
 }

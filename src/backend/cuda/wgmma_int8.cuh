@@ -18,6 +18,11 @@ __device__ inline void fence_registers(Word (&registers)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(registers[i])::"memory");
 }
 
+// The same as operand_128b for rows of 64 bytes, swizzled by 64 bytes.
+__device__ inline uint64_t operand_64b(uint32_t shared_address) {
+  return (uint64_t{2} << 62) | (uint64_t{512 >> 4} << 32) | (uint64_t{1} << 16) | ((shared_address & 0x3FFFF) >> 4);
+}
+
 // Of thread 32 w + 4 g + q of the warpgroup, a holds four words: bytes (row 16 w + g, columns 4 q to 4 q + 3),
 // (row + 8, the same), (row, columns + 16), (row + 8, columns + 16); or halves (row, columns 2 q, 2 q + 1), (row
 // + 8, the same), (row, columns + 8), (row + 8, columns + 8).
@@ -85,7 +90,6 @@ NIBBLE_WGMMA(32, 16, 17, 18, 19, 20)
 NIBBLE_WGMMA(64, 32, 33, 34, 35, 36)
 NIBBLE_WGMMA(128, 64, 65, 66, 67, 68)
 NIBBLE_WGMMA(160, 80, 81, 82, 83, 84)
-NIBBLE_WGMMA(192, 96, 97, 98, 99, 100)
 NIBBLE_WGMMA(256, 128, 129, 130, 131, 132)
 
 #undef NIBBLE_S0

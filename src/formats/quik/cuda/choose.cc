@@ -14,15 +14,12 @@ struct Cost {
   double block;  // 128 columns of a tile, from codes of either width
   double tile;   // what a tile costs besides
 };
-constexpr std::array<Cost, 8> kCosts = {{
+constexpr std::array<Cost, 5> kCosts = {{
     {{256, 2, 1}, 0.72, 1.2},
-    {{192, 2, 1}, 0.56, 1.1},
     {{160, 2, 1}, 0.49, 1.0},
     {{128, 2, 1}, 0.41, 1.0},
     {{128, 1, 1}, 0.46, 2.5},
     {{128, 1, 2}, 0.46, 3.5},
-    {{128, 1, 4}, 0.46, 4.0},
-    {{64, 1, 4}, 0.40, 3.5},
 }};
 constexpr std::array<Configuration, kCosts.size()> kConfigurations = [] {
   std::array<Configuration, kCosts.size()> all = {};

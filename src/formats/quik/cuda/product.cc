@@ -82,11 +82,9 @@ Product::Product(const group_int_a8_cuda::FewTokensOperand& weights, const Activ
                                 round_up(static_cast<int>(shape.columns), kCodeUnit), activations.code_stride,
                                 sizes.tokens / sizes.share);
   if (shape.outliers > 0) {
-    a.outlier_weights = cuda::make_byte_map(weights.slots, shape.tiles(), shape.tile_bytes(), kTileOutputs / 16,
-                                            2048);
     a.outliers = cuda::make_tile_map(cuda::TileType::kHalf, activations.outliers, tokens,
                                      activations.outlier_stride, 2 * activations.outlier_stride,
-                                     sizes.own_tokens() / sizes.share);
+                                     sizes.own_tokens() / sizes.share, sizes.outlier_row());
   }
   a.y = cuda::make_tile_map(cuda::TileType::kHalf, y, tokens, shape.n, 2 * y_stride, sizes.chunk_tokens());
   a.scales = weights.row_scales;
@@ -97,7 +95,7 @@ Product::Product(const group_int_a8_cuda::FewTokensOperand& weights, const Activ
   a.n = static_cast<int>(shape.n);
   a.tokens = tokens;
   a.integer_blocks = static_cast<int>(round_up(shape.columns, int64_t{kBlockColumns}) / kBlockColumns);
-  a.outlier_blocks = static_cast<int>(shape.outlier_slots());
+  a.outlier_blocks = (static_cast<int>(shape.outliers) + sizes.outliers() - 1) / sizes.outliers();
   a.outlier_offset = static_cast<int>(shape.integer_slots() * shape.slot_bytes() / 8);
   a.raster = std::max(1, 2048 / sizes.tokens);
   a.lag = configuration.lag;

@@ -43,7 +43,7 @@ cudaError_t launch_quantize(const __half* x, int64_t x_stride, int tokens, int k
 struct Configuration {
   int tile_tokens;  // times 128 outputs, per block
   int share;        // blocks of a cluster that share the tokens' codes (1 or 2)
-  int split;        // blocks of a cluster that share the columns (1, 2 or 4)
+  int split;        // blocks of a cluster that share the columns (1 or 2)
   int lag = 2;      // blocks of 128 columns by which a block's second half starts later
 };
 // What there is, the first the largest.
@@ -51,7 +51,8 @@ std::span<const Configuration> configurations();
 // The one that should be fastest (choose.cc).
 Configuration choose(int tokens, int64_t n, int64_t columns, int weight_bits, int multiprocessors);
 
-// y [tokens, y_stride] FP16 = s_t S_n (sum - z_t sum_n) + outliers + bias.
+// y [tokens, y_stride] FP16 = s_t S_n (sum - z_t sum_n) + bias_n + outliers. Where n is no multiple of 8, zeros are
+// written up to the next one.
 class Product {
  public:
   // Keeps the addresses of all operands; y is 16-byte aligned and y_stride a multiple of 8. Throws Error when the

@@ -77,26 +77,24 @@ struct ProductKernel {
 
   __device__ static void expect_and_copy_weights(const Block& b, const TileIndex& tile, int block, int stage) {
     const ProductArguments& a = b.arguments;
+    const bool integers = block < b.integer_blocks;
+    const int start = integers ? 0 : a.outlier_offset;
+    const int place = integers ? b.first_block + block : block - b.integer_blocks;
     const uint32_t barrier = b.full + 8 * stage;
-    if (block < b.integer_blocks) {
-      ptx::barrier_arrive_expecting(barrier, 8 * kSizes.weight_box() + kTokens * kBlockColumns);
-      ptx::tile_copy(b.weights(stage), &a.weights, (b.first_block + block) * (kSizes.weight_box() / 8), tile.output / 16,
-                     barrier);
-    } else {
-      ptx::barrier_arrive_expecting(barrier, 8 * 2048 + kOwn * 2 * kBlockOutliers);
-      ptx::tile_copy(b.weights(stage), &a.outlier_weights, a.outlier_offset + (block - b.integer_blocks) * (2048 / 8),
-                     tile.output / 16, barrier);
-    }
+    ptx::barrier_arrive_expecting(
+        barrier, kSizes.weights() + (integers ? kTokens * kBlockColumns : kOwn * kSizes.outlier_row()));
+    ptx::tile_copy(b.weights(stage), &a.weights, start + place * (kSizes.weight_box() / 8), tile.output / 16, barrier);
   }
   __device__ static void copy_tokens(const Block& b, const TileIndex& tile, int block, int stage) {
     const ProductArguments& a = b.arguments;
     const uint32_t barrier = b.full + 8 * stage;
     const bool integers = block < b.integer_blocks;
     const CUtensorMap* const map = integers ? &a.codes : &a.outliers;
-    const int column = integers ? (b.first_block + block) * kBlockColumns : (block - b.integer_blocks) * kBlockOutliers;
+    const int column = integers ? (b.first_block + block) * kBlockColumns : (block - b.integer_blocks) * kSizes.outliers();
     if constexpr (kShare > 1) {
       constexpr int kPart = kTokens / kShare;
-      ptx::tile_copy_to_blocks(b.tokens(stage) + b.rank * kPart * kBlockColumns, map, column,
+      const int row = integers ? kBlockColumns : kSizes.outlier_row();
+      ptx::tile_copy_to_blocks(b.tokens(stage) + b.rank * kPart * row, map, column,
                                tile.token + b.rank * kPart, barrier, (1 << kShare) - 1);
     } else {
       ptx::tile_copy(b.tokens(stage), map, column, integers ? tile.token : b.own_token(tile), barrier);
@@ -142,13 +140,16 @@ struct ProductKernel {
 
   // --- the multiplying warpgroups
 
-  // A block of weights in registers: four words per step of 32 columns (16 outliers).
+  // A block of weights in registers: four words per step of 32 columns or 16 outliers.
   struct Operand {
     uint32_t a[16];
   };
+  struct OutlierOperand {
+    uint32_t a[kSizes.outliers() / 4];
+  };
   __device__ static void load_integers(Operand& operand, uint32_t from) {
     if constexpr (kBits == 8) {
-      load_words(operand, from);
+      load_words(operand.a, from);
     } else {
 #pragma unroll
       for (int v = 0; v < 2; ++v) {
@@ -162,14 +163,15 @@ struct ProductKernel {
       }
     }
   }
-  __device__ static void load_words(Operand& operand, uint32_t from) {
+  template <int kCount>
+  __device__ static void load_words(uint32_t (&a)[kCount], uint32_t from) {
 #pragma unroll
-    for (int v = 0; v < 4; ++v) {
+    for (int v = 0; v < kCount / 4; ++v) {
       const uint4 words = ptx::load_shared(from + 512 * v);
-      operand.a[4 * v] = words.x;
-      operand.a[4 * v + 1] = words.y;
-      operand.a[4 * v + 2] = words.z;
-      operand.a[4 * v + 3] = words.w;
+      a[4 * v] = words.x;
+      a[4 * v + 1] = words.y;
+      a[4 * v + 2] = words.z;
+      a[4 * v + 3] = words.w;
     }
   }
 
@@ -267,7 +269,7 @@ struct ProductKernel {
 
   // What belongs to the two outputs of a lane.
   struct Rows {
-    float scale[2];
+    float scale[2], bias[2];
     int32_t sum[2];
   };
   __device__ static Rows load_rows(const ProductArguments& a, int output) {
@@ -278,6 +280,8 @@ struct ProductKernel {
       // Volatile: ptxas would else load them where they are used, after the products, and wait there.
       rows.scale[i] = inside ? *static_cast<const volatile float*>(a.scales + output + 8 * i) : 0.0f;
       rows.sum[i] = inside ? *static_cast<const volatile int32_t*>(a.code_sums + output + 8 * i) : 0;
+      rows.bias[i] =
+          inside && a.bias != nullptr ? *static_cast<const volatile float*>(a.bias + output + 8 * i) : 0.0f;
       if (kBits == 4) {  // the products are of 16 q
         rows.scale[i] *= 0.0625f;
         rows.sum[i] *= 16;
@@ -295,8 +299,9 @@ struct ProductKernel {
     }
   }
 
-  // Sums become floats: scale_t scale_r (sum - zero_t sum_r). From here on d holds bits of floats. All zero points
-  // before all scales: ptxas loads far ahead, and would spill with both at once.
+  // Sums become floats: scale_t scale_r (sum - zero_t sum_r) + bias_r. From here on d holds bits of floats. ptxas loads
+  // as far ahead as it can, and then spills: so all zero points come before all scales, and the address of scales
+  // depends on the floats before (`nought` is 0, which it cannot know).
   __device__ static void convert(int32_t (&d)[kOwn / 2], const Rows& rows, uint32_t ranges) {
 #pragma unroll
     for (int j = 0; j < kOwn / 8; ++j) {
@@ -307,13 +312,18 @@ struct ProductKernel {
       d[4 * j + 3] -= static_cast<int32_t>(zeros.y) * rows.sum[1];
     }
     ptx::fence_registers(d);
+    const auto nought = static_cast<int32_t>(gridDim.y - 1);
 #pragma unroll
     for (int j = 0; j < kOwn / 8; ++j) {
+      if (j > 0 && j % 8 == 0) {
+#pragma unroll
+        for (int i = 4 * j - 32; i < 4 * j; ++i) ranges |= static_cast<uint32_t>(d[i] & nought);
+      }
       const uint2 two = ptx::load_shared_pair(ranges + 32 * j);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float scale = __uint_as_float(i % 2 == 0 ? two.x : two.y) * rows.scale[i / 2];
-        d[4 * j + i] = __float_as_int(scale * static_cast<float>(d[4 * j + i]));
+        d[4 * j + i] = __float_as_int(fmaf(scale, static_cast<float>(d[4 * j + i]), rows.bias[i / 2]));
       }
     }
   }
@@ -322,14 +332,16 @@ struct ProductKernel {
                                       int32_t (&d)[kOwn / 2]) {
     ptx::fence_registers(d);
     for (int block = 0; block < b.arguments.outlier_blocks; ++block) {
-      Operand operand;
+      OutlierOperand operand;
       ptx::barrier_wait(b.full + 8 * place.stage, place.parity);
-      load_words(operand, b.weights(place.stage) + (4 * lane.group + lane.warp) * 2048 + 16 * (lane.thread % 32));
-      const uint64_t tokens = ptx::operand_128b(b.tokens(place.stage));
+      load_words(operand.a, b.weights(place.stage) + (4 * lane.group + lane.warp) * kSizes.weight_box() +
+                                16 * (lane.thread % 32));
+      const uint64_t tokens = kSizes.outlier_row() == 128 ? ptx::operand_128b(b.tokens(place.stage))
+                                                          : ptx::operand_64b(b.tokens(place.stage));
       ptx::fence_registers(operand.a);
       ptx::warpgroup_arrive();
 #pragma unroll
-      for (int s = 0; s < 4; ++s) {
+      for (int s = 0; s < kSizes.outliers() / 16; ++s) {
         ptx::WgmmaRegisters<kOwn>::f16(d, operand.a[4 * s], operand.a[4 * s + 1], operand.a[4 * s + 2],
                                        operand.a[4 * s + 3], tokens + 2 * s);
       }
@@ -344,9 +356,9 @@ struct ProductKernel {
 
   // Chunks of tokens, transposed on their way to shared memory, leave through the copy engine: three in turn, so
   // that one barrier per chunk is enough.
-  __device__ static void store(const Block& b, const Lane& lane, const int32_t (&d)[kOwn / 2], const float (&bias)[2],
-                               int token, int output, int& buffer) {
+  __device__ static void store(const Block& b, const Lane& lane, const int32_t (&d)[kOwn / 2], int token, int output, int count) {
     constexpr int kChunkTokens = kSizes.chunk_tokens();
+    int buffer = count * (kOwn / kChunkTokens) % 3;
     const int l = lane.thread % 32, row = l % 8 + l / 16 * 8, piece = (2 * lane.warp + l / 8 % 2) ^ (l % 8);
 #pragma unroll
     for (int first = 0; first < kOwn; first += kChunkTokens) {
@@ -357,8 +369,7 @@ struct ProductKernel {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int at = 4 * (j + i / 2) + 2 * (i % 2);
-          const __half2 pair = __floats2half2_rn(__int_as_float(d[at]) + bias[i % 2],
-                                                 __int_as_float(d[at + 1]) + bias[i % 2]);
+          const __half2 pair = __floats2half2_rn(__int_as_float(d[at]), __int_as_float(d[at + 1]));
           m[i] = reinterpret_cast<const uint32_t&>(pair);
         }
         ptx::store_transposed(chunk + (8 * j - first + row) * 128 + 16 * piece, m[0], m[1], m[2], m[3]);
@@ -380,35 +391,29 @@ struct ProductKernel {
                        static_cast<int>(threadIdx.x) % 32 / 4, static_cast<int>(threadIdx.x) % 4,
                        static_cast<int>(threadIdx.x) % 128};
     RingPlace<kStages> place;
-    int turn = 0, buffer = 0;
-    uint32_t ranges_parity = 0;
+    int count = 0;  // of tiles before
     const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
     const int lag = min(a.lag, b.integer_blocks);
     if (lane.group == 1 && lag > 0) ptx::named_barrier(kLagBarrier, 128 * kConsumers);
-    for (int index = first; index < b.tiles(); index += step) {
+    for (int index = first; index < b.tiles(); index += step, ++count) {
       const TileIndex tile = b.tile(index);
-      const int token = b.own_token(tile), output = tile.output + 64 * lane.group,
-                row = output + 16 * lane.warp + lane.g;
-      const Rows rows = load_rows(a, row);
+      const int token = b.own_token(tile), output = tile.output + 64 * lane.group;
+      const Rows rows = load_rows(a, output + 16 * lane.warp + lane.g);
       int32_t d[kTokens / 2];
 #pragma unroll
       for (int i = 0; i < kTokens / 2; ++i) d[i] = 0;
       ptx::fence_registers(d);
       multiply(b, lane, place, d, lane.group == 0 && index == first ? lag - 1 : -1);
       const auto finish = [&](int32_t (&own)[kOwn / 2]) {
-        if (a.accumulators != nullptr) write_accumulators(a, own, token + 2 * lane.q, row);
-        ptx::barrier_wait(b.ranges_full + 8 * turn, ranges_parity);
+        if (a.accumulators != nullptr) {
+          write_accumulators(a, own, token + 2 * lane.q, output + 16 * lane.warp + lane.g);
+        }
+        const int turn = count % 2;
+        ptx::barrier_wait(b.ranges_full + 8 * turn, count / 2 % 2);
         convert(own, rows, b.ranges + turn * kSizes.ranges() + 8 * lane.q);
         if (lane.thread == 0) ptx::barrier_arrive(b.ranges_empty + 8 * turn);
-        turn ^= 1;
-        if (turn == 0) ranges_parity ^= 1;
-        float bias[2] = {0.0f, 0.0f};
-        if (a.bias != nullptr) {
-          if (row < a.n) bias[0] = __ldg(a.bias + row);
-          if (row + 8 < a.n) bias[1] = __ldg(a.bias + row + 8);
-        }
         add_outliers(b, lane, place, own);
-        store(b, lane, own, bias, token, output, buffer);
+        store(b, lane, own, token, output, count);
       };
       if constexpr (kSplit > 1) {
         int32_t own[kOwn / 2];
@@ -464,10 +469,10 @@ struct ProductKernel {
     }
     ptx::launch_dependents();
     if (threadIdx.x / 128 == kConsumers) {
-      ptx::give_registers<24>();
+      ptx::give_registers<40>();
       if (threadIdx.x % 128 == 0) produce(b);
     } else {
-      ptx::take_registers<240>();
+      ptx::take_registers<232>();
       consume(b);
     }
     // A block's shared memory must outlive what others of its cluster send there.
@@ -492,13 +497,10 @@ const void* find_product_kernel(const Configuration& c) {
     return c.tile_tokens == tokens && c.share == share && c.split == split;
   };
   if (is(256, 2, 1)) return reinterpret_cast<const void*>(product_kernel<256, 2, 1, kBits>);
-  if (is(192, 2, 1)) return reinterpret_cast<const void*>(product_kernel<192, 2, 1, kBits>);
   if (is(160, 2, 1)) return reinterpret_cast<const void*>(product_kernel<160, 2, 1, kBits>);
   if (is(128, 2, 1)) return reinterpret_cast<const void*>(product_kernel<128, 2, 1, kBits>);
   if (is(128, 1, 1)) return reinterpret_cast<const void*>(product_kernel<128, 1, 1, kBits>);
   if (is(128, 1, 2)) return reinterpret_cast<const void*>(product_kernel<128, 1, 2, kBits>);
-  if (is(128, 1, 4)) return reinterpret_cast<const void*>(product_kernel<128, 1, 4, kBits>);
-  if (is(64, 1, 4)) return reinterpret_cast<const void*>(product_kernel<64, 1, 4, kBits>);
   return nullptr;
 }
 

@@ -1,4 +1,4 @@
-// One block per token, which holds its row in registers from the range to the codes: x is read once. Codes are
+// A block takes token after token and holds a row in registers from the range to the codes: x is read once. Codes are
 // packed side by side in shared memory (outliers fall out), then written in the order of prompt_layout.h.
 #include "backend/cuda/ptx.cuh"
 #include "formats/quik/cuda/product.h"
@@ -8,12 +8,12 @@
 namespace nibble::quik_cuda {
 namespace {
 
-constexpr int kMaximumThreads = 1024;
+constexpr int kMaximumThreads = 512;
 
 struct QuantizeArguments {
   const __half* x;
   int64_t x_stride;
-  int k, columns, outliers, top;
+  int tokens, k, columns, outliers, top;
   const uint32_t* words;  // [k / 8 rounded up]
   Activations out;
 };
@@ -44,33 +44,12 @@ __device__ inline uint32_t kept_pair(uint32_t word, int pair) {
 
 __device__ inline __half2 as_pair(uint32_t bits) { return reinterpret_cast<const __half2&>(bits); }
 
-// kVectors times 8 columns per thread.
-template <int kVectors, bool kAligned>
-__global__ void __launch_bounds__(kMaximumThreads) quantize_kernel(const QuantizeArguments a) {
-  extern __shared__ __align__(16) uint8_t shared[];
-  __shared__ __half2 lows[kMaximumThreads / 32], highs[kMaximumThreads / 32];
-  uint8_t* const codes = shared;
-  __half* const outliers = reinterpret_cast<__half*>(shared + a.out.code_stride);
-  const int token = blockIdx.x, thread = threadIdx.x, threads = blockDim.x, vectors = (a.k + 7) / 8;
-
-  uint32_t words[kVectors];
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const int v = i * threads + thread;
-    words[i] = v < vectors ? __ldg(a.words + v) : 0xFF;
-  }
-  ptx::wait_for_previous_kernel();
-  ptx::launch_dependents();
-  const __half* const row = a.x + token * a.x_stride;
-  uint4 x[kVectors];
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const int v = i * threads + thread;
-    x[i] = v < vectors ? load_vector<kAligned>(row, v, a.k) : make_uint4(0, 0, 0, 0);
-  }
-
-  // The range, zero included; comparisons of halves are exact, and a NaN stays.
-  __half2 low = __float2half2_rn(0.0f), high = low;
+// Least and greatest value of the columns that are kept, zero included. Comparisons of halves are exact, and a NaN
+// stays.
+template <int kVectors>
+__device__ inline void find_range(const uint4 (&x)[kVectors], const uint32_t (&words)[kVectors], __half2& low,
+                                  __half2& high) {
+  low = high = __float2half2_rn(0.0f);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const uint32_t pairs[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
@@ -86,61 +65,106 @@ __global__ void __launch_bounds__(kMaximumThreads) quantize_kernel(const Quantiz
     low = __hmin2_nan(low, __shfl_xor_sync(0xffffffffu, low, lane));
     high = __hmax2_nan(high, __shfl_xor_sync(0xffffffffu, high, lane));
   }
-  if (thread % 32 == 0) {
-    lows[thread / 32] = low;
-    highs[thread / 32] = high;
-  }
-  // Whatever is not written below: padding after the last code and the last outlier.
-  for (int i = a.columns + thread; i < a.out.code_stride; i += threads) codes[i] = 0;
-  for (int i = a.outliers + thread; i < a.out.outlier_stride; i += threads) outliers[i] = __ushort_as_half(0);
-  __syncthreads();
-  for (int i = 0; i < threads / 32; ++i) {
-    low = __hmin2_nan(low, lows[i]);
-    high = __hmax2_nan(high, highs[i]);
-  }
-  const float lo = __half2float(__hmin_nan(__low2half(low), __high2half(low)));
-  const float hi = __half2float(__hmax_nan(__low2half(high), __high2half(high)));
-  const CodeRange range = code_range(lo, hi, a.top);
-  const CodeRule rule = code_rule(range, a.top);
+}
 
+// kVectors times 8 columns per thread. While a row is being worked on, the block's next one is on its way.
+template <int kVectors, bool kAligned>
+__global__ void __launch_bounds__(kMaximumThreads, kVectors > 4 ? 1 : 2) quantize_kernel(const QuantizeArguments a) {
+  extern __shared__ __align__(16) uint8_t shared[];
+  __shared__ __half2 lows[kMaximumThreads / 32], highs[kMaximumThreads / 32];
+  uint8_t* const codes = shared;
+  __half* const outliers = reinterpret_cast<__half*>(shared + a.out.code_stride);
+  const int thread = threadIdx.x, threads = blockDim.x, vectors = (a.k + 7) / 8;
+
+  uint32_t words[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int v = i * threads + thread;
-    if (v >= vectors) break;
-    const uint32_t pairs[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
-    const int before = static_cast<int>(words[i] >> 8);
-    int to = 8 * v - before, outlier = before;
+    words[i] = v < vectors ? __ldg(a.words + v) : 0xFF;
+  }
+  // What no row writes: padding after the last code and the last outlier.
+  for (int i = a.columns + thread; i < a.out.code_stride; i += threads) codes[i] = 0;
+  for (int i = a.outliers + thread; i < a.out.outlier_stride; i += threads) outliers[i] = __ushort_as_half(0);
+  ptx::wait_for_previous_kernel();
+  ptx::launch_dependents();
+
+  uint4 next[kVectors];
+  const auto load = [&](int token) {
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const __half value = e % 2 == 0 ? __low2half(as_pair(pairs[e / 2])) : __high2half(as_pair(pairs[e / 2]));
-      if ((words[i] >> e & 1) == 0) {
-        codes[to++] = static_cast<uint8_t>(code_of(__half2float(value), rule));
-      } else if (outlier < a.outliers) {  // columns beyond k are marked as outliers too
-        outliers[outlier++] = value;
+    for (int i = 0; i < kVectors; ++i) {
+      const int v = i * threads + thread;
+      next[i] = v < vectors ? load_vector<kAligned>(a.x + token * a.x_stride, v, a.k) : make_uint4(0, 0, 0, 0);
+    }
+  };
+  constexpr bool kAhead = kVectors <= 8;  // where registers hold two rows
+  if (kAhead) load(blockIdx.x);
+  for (int token = blockIdx.x; token < a.tokens; token += gridDim.x) {
+    uint4 x[kVectors];
+    if (!kAhead) load(token);
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      x[i] = next[i];
+      asm volatile("" : "+r"(words[i]));  // or all that follows from them is kept in registers over the rows
+    }
+    __half2 low, high;
+    find_range(x, words, low, high);
+    if (kAhead && token + gridDim.x < a.tokens) load(token + gridDim.x);
+    if (thread % 32 == 0) {
+      lows[thread / 32] = low;
+      highs[thread / 32] = high;
+    }
+    __syncthreads();
+    for (int i = 0; i < threads / 32; ++i) {
+      low = __hmin2_nan(low, lows[i]);
+      high = __hmax2_nan(high, highs[i]);
+    }
+    const float lo = __half2float(__hmin_nan(__low2half(low), __high2half(low)));
+    const float hi = __half2float(__hmax_nan(__low2half(high), __high2half(high)));
+    const CodeRange range = code_range(lo, hi, a.top);
+    const CodeRule rule = code_rule(range, a.top);
+
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int v = i * threads + thread;
+      if (v >= vectors) break;
+      const uint32_t pairs[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
+      const int before = static_cast<int>(words[i] >> 8);
+      uint8_t* to = codes + 8 * v - before;
+      __half* outlier = outliers + before;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const __half value = e % 2 == 0 ? __low2half(as_pair(pairs[e / 2])) : __high2half(as_pair(pairs[e / 2]));
+        const auto code = static_cast<uint8_t>(code_of(__half2float(value), rule));
+        const bool kept = (words[i] >> e & 1) == 0;
+        if (kept) *to = code;
+        // Columns beyond k are marked as outliers too.
+        if (!kept && (kAligned || outlier < outliers + a.outliers)) *outlier = value;
+        to += kept ? 1 : 0;
+        outlier += kept ? 0 : 1;
       }
     }
-  }
-  __syncthreads();
+    __syncthreads();
 
-  // 16 bytes at p of a unit are words p / 16 % 2 + 2 (p / 32 % 2) + 4 q of its 16.
-  const auto* const code_words = reinterpret_cast<const uint32_t*>(codes);
-  auto* const to = reinterpret_cast<uint4*>(a.out.codes + token * a.out.code_stride);
-  for (int piece = thread; piece < a.out.code_stride / 16; piece += threads) {
-    const uint32_t* const from = code_words + piece / 4 * 16 + piece % 2 + piece / 2 % 2 * 2;
-    static_assert(code_position(4) == 16 && code_position(8) == 32 && code_position(16) == 4 && kCodeUnit == 64);
-    to[piece] = make_uint4(from[0], from[4], from[8], from[12]);
-  }
-  // 8 outliers at p of a unit of 32 are pairs p / 8 % 2 + 2 (p / 16) + 4 q of its 16.
-  const auto* const outlier_pairs = reinterpret_cast<const uint32_t*>(outliers);
-  auto* const outliers_to = reinterpret_cast<uint4*>(a.out.outliers + token * a.out.outlier_stride);
-  for (int piece = thread; piece < a.out.outlier_stride / 8; piece += threads) {
-    const uint32_t* const from = outlier_pairs + piece / 4 * 16 + piece % 2 + piece / 2 % 2 * 2;
-    static_assert(outlier_position(2) == 8 && outlier_position(4) == 16 && outlier_position(8) == 2);
-    outliers_to[piece] = make_uint4(from[0], from[4], from[8], from[12]);
-  }
-  if (thread == 0) {
-    a.out.scales[token] = range.scale;
-    a.out.zeros[token] = range.zero;
+    // 16 bytes at p of a unit are words p / 16 % 2 + 2 (p / 32 % 2) + 4 q of its 16.
+    const auto* const code_words = reinterpret_cast<const uint32_t*>(codes);
+    auto* const to = reinterpret_cast<uint4*>(a.out.codes + token * a.out.code_stride);
+    for (int piece = thread; piece < a.out.code_stride / 16; piece += threads) {
+      const uint32_t* const from = code_words + piece / 4 * 16 + piece % 4;
+      static_assert(code_position(4) == 16 && code_position(8) == 32 && code_position(16) == 4 && kCodeUnit == 64);
+      to[piece] = make_uint4(from[0], from[4], from[8], from[12]);
+    }
+    // 8 outliers at p of a unit of 32 are pairs p / 8 % 2 + 2 (p / 16) + 4 q of its 16.
+    const auto* const outlier_pairs = reinterpret_cast<const uint32_t*>(outliers);
+    auto* const outliers_to = reinterpret_cast<uint4*>(a.out.outliers + token * a.out.outlier_stride);
+    for (int piece = thread; piece < a.out.outlier_stride / 8; piece += threads) {
+      const uint32_t* const from = outlier_pairs + piece / 4 * 16 + piece % 4;
+      static_assert(outlier_position(2) == 8 && outlier_position(4) == 16 && outlier_position(8) == 2);
+      outliers_to[piece] = make_uint4(from[0], from[4], from[8], from[12]);
+    }
+    if (thread == 0) {
+      a.out.scales[token] = range.scale;
+      a.out.zeros[token] = range.zero;
+    }
   }
 }
 
@@ -149,9 +173,9 @@ const void* find_kernel(int vectors_per_thread) {
   switch (vectors_per_thread) {
     case 1: return reinterpret_cast<const void*>(quantize_kernel<1, kAligned>);
     case 2: return reinterpret_cast<const void*>(quantize_kernel<2, kAligned>);
-    case 3: return reinterpret_cast<const void*>(quantize_kernel<3, kAligned>);
     case 4: return reinterpret_cast<const void*>(quantize_kernel<4, kAligned>);
-    default: return reinterpret_cast<const void*>(quantize_kernel<8, kAligned>);
+    case 8: return reinterpret_cast<const void*>(quantize_kernel<8, kAligned>);
+    default: return reinterpret_cast<const void*>(quantize_kernel<16, kAligned>);
   }
 }
 
@@ -164,25 +188,26 @@ cudaError_t launch_quantize(const __half* x, int64_t x_stride, int tokens, int k
       out.outlier_stride % kOutlierUnit != 0 || out.outlier_stride < outliers) {
     return cudaErrorInvalidValue;
   }
-  // Two vectors per thread where a block has room, more for longer rows.
-  int per_thread = 2;
-  while (per_thread < 4 && (vectors + per_thread - 1) / per_thread > 512) ++per_thread;
-  if ((vectors + per_thread - 1) / per_thread > kMaximumThreads) per_thread = 8;
+  int per_thread = 1;
+  while (per_thread < 16 && vectors > per_thread * kMaximumThreads / (per_thread < 4 ? 2 : 1)) per_thread *= 2;
   const int threads = ((vectors + per_thread - 1) / per_thread + 31) / 32 * 32;
   const bool aligned = k % 8 == 0 && x_stride % 8 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
   const void* const kernel = aligned ? find_kernel<true>(per_thread) : find_kernel<false>(per_thread);
-  QuantizeArguments arguments = {x, x_stride, k, columns, outliers, (1 << bits) - 1, words, out};
+  QuantizeArguments arguments = {x, x_stride, tokens, k, columns, outliers, (1 << bits) - 1, words, out};
   const auto bytes = static_cast<size_t>(out.code_stride + 2 * out.outlier_stride);
-  if (const cudaError_t error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-      error != cudaSuccess) {
-    return error;
-  }
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  int device = 0, multiprocessors = 0, resident = 0;
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, bytes);
+  if (error != cudaSuccess) return error;
+  // As many blocks as are resident at once, each with as many rows as the others.
+  const int rows = (tokens + multiprocessors * resident - 1) / (multiprocessors * resident);
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(tokens);
+  config.gridDim = dim3((tokens + rows - 1) / rows);
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = bytes;
   config.stream = stream;
