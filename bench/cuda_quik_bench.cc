@@ -1,10 +1,12 @@
-// QUIK's linears with many tokens on the GPU, beside cuBLASLt's best FP16 and INT8 products of the same shapes.
+// QUIK's linears with many tokens on the GPU, beside cuBLASLt's best FP16 and INT8 products of the same
+// shapes.
 //
 //   cuda_quik_bench [--tokens 2048,...] [--outliers 256] [--model llama-2-7b] [--configurations]
 //
-// FP16 in and out, the quantization of the activations counted, random data, the four linears of a decoder block in
-// one graph, medians. down has floor(in / hidden) times the outlier columns. cuBLASLt's INT8 product is the bare one:
-// INT8 in, INT32 out, over all columns. --configurations times every configuration of every linear instead.
+// FP16 in and out, the quantization of the activations counted, random data, the four linears of a decoder
+// block in one graph, medians. down has floor(in / hidden) times the outlier columns. cuBLASLt's INT8 product
+// is the bare one: INT8 in, INT32 out, over all columns. --configurations times every configuration of every
+// linear instead.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -49,7 +51,8 @@ void fill_bytes(const Buffer& buffer, const cuda::Stream& stream) {
   cuda::check(cuda::fill_random_bytes(buffer.data(), buffer.bytes() / 4 * 4, 9, stream.get()), "filling");
 }
 void fill_halves(const Buffer& buffer, float scale, const cuda::Stream& stream) {
-  cuda::check(cuda::fill_random_half(buffer.as<__half>(), buffer.bytes() / 2, scale, 4, stream.get()), "filling");
+  cuda::check(cuda::fill_random_half(buffer.as<__half>(), buffer.bytes() / 2, scale, 4, stream.get()),
+              "filling");
 }
 
 // One linear with synthetic weights.
@@ -57,7 +60,7 @@ struct QuikLinear {
   Linear linear;
   int outliers;
   group_int_a8_cuda::FewTokensOperand weights;
-  Buffer slots, row_scales, code_sums, words;
+  Buffer slots, row_scales, code_sums, words, outlier_columns;
 
   QuikLinear(const Linear& of, int outlier_count, int weight_bits, const cuda::Stream& stream)
       : linear(of), outliers(outlier_count) {
@@ -72,10 +75,11 @@ struct QuikLinear {
       const auto width = static_cast<size_t>(shape.outlier_slots() * group_int_a8_cuda::kSlotCodeBytes);
       const Buffer halves(width * static_cast<size_t>(shape.tiles()));
       fill_halves(halves, 0.05f, stream);
-      cuda::check(cudaMemcpy2DAsync(slots.as<uint8_t>() + shape.integer_slots() * shape.slot_bytes(),
-                                    static_cast<size_t>(shape.tile_bytes()), halves.data(), width, width,
-                                    static_cast<size_t>(shape.tiles()), cudaMemcpyDeviceToDevice, stream.get()),
-                  "filling");
+      cuda::check(
+          cudaMemcpy2DAsync(slots.as<uint8_t>() + shape.integer_slots() * shape.slot_bytes(),
+                            static_cast<size_t>(shape.tile_bytes()), halves.data(), width, width,
+                            static_cast<size_t>(shape.tiles()), cudaMemcpyDeviceToDevice, stream.get()),
+          "filling");
       stream.synchronize();
     }
     const std::vector<float> scales(static_cast<size_t>(linear.n), 0.001f);
@@ -89,11 +93,16 @@ struct QuikLinear {
     code_sums.upload(sums.data(), 4 * sums.size());
     words = Buffer(4 * column_words.size());
     words.upload(column_words.data(), 4 * column_words.size());
+    outlier_columns = Buffer(4 * columns.size());
+    outlier_columns.upload(columns.data(), 4 * columns.size());
     weights.slots = slots.as<uint8_t>();
     weights.row_scales = row_scales.as<float>();
     weights.code_sums = code_sums.as<int32_t>();
   }
-  int columns() const { return linear.k - outliers; }
+  int integer_columns() const { return linear.k - outliers; }
+  quik_cuda::Columns columns() const {
+    return {linear.k, outliers, words.as<uint32_t>(), outlier_columns.as<int32_t>()};
+  }
 };
 
 struct Bench {
@@ -122,8 +131,8 @@ struct Bench {
         fill_bytes(x.back(), stream);
         fill_bytes(w.back(), stream);
       }
-      products.emplace_back(tokens, l.n, l.k, x.back().as<__half>(), w.back().as<__half>(), y.back().as<__half>(),
-                            stream.get(), 0, numbers);
+      products.emplace_back(tokens, l.n, l.k, x.back().as<__half>(), w.back().as<__half>(),
+                            y.back().as<__half>(), stream.get(), 0, numbers);
     }
     return seconds([&] {
       for (size_t i = 0; i < products.size(); ++i)
@@ -145,23 +154,24 @@ struct Bench {
       const QuikLinear& linear = *linears.back();
       x.emplace_back(2 * static_cast<size_t>(tokens) * l.k);
       fill_halves(x.back(), 1.0f, stream);
-      memory.emplace_back(quik_cuda::activation_bytes(tokens, linear.columns(), linear.outliers));
-      activations.push_back(
-          quik_cuda::place_activations(memory.back().data(), tokens, linear.columns(), linear.outliers));
+      memory.emplace_back(quik_cuda::activation_bytes(tokens, linear.integer_columns(), linear.outliers));
+      activations.push_back(quik_cuda::place_activations(memory.back().data(), tokens,
+                                                         linear.integer_columns(), linear.outliers));
       y.emplace_back(2 * static_cast<size_t>(tokens) * l.n);
-      products.emplace_back(
-          linear.weights, activations.back(), tokens, y.back().as<__half>(), l.n,
-          quik_cuda::choose(tokens, l.n, linear.columns(), weight_bits, device.multiprocessors),
-          device.multiprocessors);
+      products.emplace_back(linear.weights, activations.back(), tokens, y.back().as<__half>(), l.n,
+                            quik_cuda::choose(tokens, linear.weights.shape, device.multiprocessors),
+                            device.multiprocessors);
     }
     const int activation_bits = weight_bits;
     const auto quantize = [&](size_t i) {
-      cuda::check(quik_cuda::launch_quantize(x[i].as<__half>(), linears[i]->linear.k, tokens, linears[i]->linear.k,
-                                             linears[i]->words.as<uint32_t>(), linears[i]->outliers, activation_bits,
-                                             activations[i], stream.get()),
-                  "quantizing");
+      cuda::check(
+          quik_cuda::launch_quantize(x[i].as<__half>(), linears[i]->linear.k, tokens, linears[i]->columns(),
+                                     activation_bits, activations[i], stream.get()),
+          "quantizing");
     };
-    const auto multiply = [&](size_t i) { cuda::check(products[i].launch(nullptr, stream.get()), "multiplying"); };
+    const auto multiply = [&](size_t i) {
+      cuda::check(products[i].launch(nullptr, stream.get()), "multiplying");
+    };
     Times times = {};
     times.quik = seconds([&] {
       for (size_t i = 0; i < products.size(); ++i) {
@@ -180,21 +190,19 @@ struct Bench {
       for (const int bits : {8, 4}) {
         const QuikLinear linear(l, outliers * std::max(1, l.k / block.hidden), bits, stream);
         const Buffer x(2 * static_cast<size_t>(tokens) * l.k), y(2 * static_cast<size_t>(tokens) * l.n),
-            memory(quik_cuda::activation_bytes(tokens, linear.columns(), linear.outliers));
+            memory(quik_cuda::activation_bytes(tokens, linear.integer_columns(), linear.outliers));
         fill_halves(x, 1.0f, stream);
         const quik_cuda::Activations activations =
-            quik_cuda::place_activations(memory.data(), tokens, linear.columns(), linear.outliers);
+            quik_cuda::place_activations(memory.data(), tokens, linear.integer_columns(), linear.outliers);
         const auto quantize = [&] {
-          cuda::check(quik_cuda::launch_quantize(x.as<__half>(), l.k, tokens, l.k, linear.words.as<uint32_t>(),
-                                                 linear.outliers, bits, activations, stream.get()),
+          cuda::check(quik_cuda::launch_quantize(x.as<__half>(), l.k, tokens, linear.columns(), bits,
+                                                 activations, stream.get()),
                       "quantizing");
         };
         std::printf("%-12s %6d %6dx%-6d %d bits: quantize %.1f us;", block.name, tokens, l.n, l.k, bits,
                     1e6 * seconds(quantize));
-        const Configuration chosen =
-            quik_cuda::choose(tokens, l.n, linear.columns(), bits, device.multiprocessors);
+        const Configuration chosen = quik_cuda::choose(tokens, linear.weights.shape, device.multiprocessors);
         for (Configuration c : quik_cuda::configurations()) {
-          if (tokens > 1024 && c.split > 1) continue;
           const bool is_chosen =
               c.tile_tokens == chosen.tile_tokens && c.share == chosen.share && c.split == chosen.split;
           std::printf(" %s%d/%d/%d", is_chosen ? "*" : "", c.tile_tokens, c.share, c.split);
@@ -203,8 +211,8 @@ struct Bench {
             const quik_cuda::Product product(linear.weights, activations, tokens, y.as<__half>(), l.n, c,
                                              device.multiprocessors);
             std::printf(" %.1f", 1e6 * seconds([&] {
-              cuda::check(product.launch(nullptr, stream.get()), "multiplying");
-            }));
+                                   cuda::check(product.launch(nullptr, stream.get()), "multiplying");
+                                 }));
           }
           std::printf(";");
         }
@@ -218,14 +226,15 @@ int run(const std::vector<int>& token_counts, int outliers, const std::string& m
   const Bench bench;
   const cuda::Device& device = bench.device;
   std::printf(
-      "%s; driver %d, CUDA %d, cuBLASLt %zu; four linears in one graph, random data, medians of %d x %d, %d outlier "
+      "%s; driver %d, CUDA %d, cuBLASLt %zu; four linears in one graph, random data, medians of %d x %d, %d "
+      "outlier "
       "columns\n\n",
-      device.name.c_str(), device.driver_version, device.runtime_version, cuda::blas_lt_version(), kSamples, kReplays,
-      outliers);
+      device.name.c_str(), device.driver_version, device.runtime_version, cuda::blas_lt_version(), kSamples,
+      kReplays, outliers);
   if (!configurations) {
     std::printf("%-12s %6s %9s %9s %6s | %9s %6s %10s %6s | %9s %6s %10s %6s\n", "model", "tokens", "FP16 us",
-                "INT8 us", "x FP16", "quik-8b", "x FP16", "product us", "TOP/s", "quik-4b", "x FP16", "product us",
-                "TOP/s");
+                "INT8 us", "x FP16", "quik-8b", "x FP16", "product us", "TOP/s", "quik-4b", "x FP16",
+                "product us", "TOP/s");
   }
   for (const Block& block : blocks()) {
     if (!model.empty() && model != block.name) continue;

@@ -1,5 +1,5 @@
-// QUIK's linear on the GPU against plain loops, in every configuration: activation codes and INT32 sums bit for bit,
-// outputs within the bound of the contract. Skipped where there is no GPU.
+// QUIK's linear on the GPU against plain loops, in every configuration: activation codes and INT32 sums bit
+// for bit, outputs within the bound of the contract. Skipped where there is no GPU.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -118,24 +118,31 @@ TEST_P(QuikProduct, EqualsPlainLoops) {
   std::vector<uint16_t> x(static_cast<size_t>(c.tokens) * c.k);
   for (uint16_t& value : x) value = float_to_f16(normal(generator));
   if (c.tokens > 2) std::fill(x.begin() + c.k, x.begin() + 2 * c.k, 0);  // an all-zero token
-  if (c.tokens > 4) x[4 * static_cast<size_t>(c.k) + integer_columns.back()] = 0x7C00;  // and one with an infinity
+  if (c.tokens > 4)
+    x[4 * static_cast<size_t>(c.k) + integer_columns.back()] = 0x7C00;  // and one with an infinity
 
-  const cuda::Buffer d_slots = upload(slots), d_sums = upload(sums), d_scales = upload(scales), d_bias = upload(bias),
-                     d_words = upload(column_words(c.k, outlier_columns)), d_x = upload(x);
+  const cuda::Buffer d_slots = upload(slots), d_sums = upload(sums), d_scales = upload(scales),
+                     d_bias = upload(bias), d_words = upload(column_words(c.k, outlier_columns)),
+                     d_outlier_columns = upload(outlier_columns), d_x = upload(x);
   const cuda::Buffer memory(activation_bytes(c.tokens, k_int, c.outliers));
   cuda::check(cudaMemset(memory.data(), 0xFF, memory.bytes()), "filling");  // NaNs
   const Activations activations = place_activations(memory.data(), c.tokens, k_int, c.outliers);
   const int64_t written = (c.n + 7) / 8 * 8, y_stride = written + 8;
-  const size_t outputs = static_cast<size_t>(c.tokens) * c.n, y_count = static_cast<size_t>(c.tokens * y_stride);
+  const size_t outputs = static_cast<size_t>(c.tokens) * c.n,
+               y_count = static_cast<size_t>(c.tokens * y_stride);
   const group_int_a8_cuda::FewTokensOperand weights = {.form = group_int_a8_cuda::FewTokensForm::kRows,
                                                        .shape = shape,
                                                        .slots = d_slots.as<uint8_t>(),
                                                        .row_scales = d_scales.as<float>(),
                                                        .code_sums = d_sums.as<int32_t>(),
                                                        .bias = c.bias ? d_bias.as<float>() : nullptr};
-  cuda::check(launch_quantize(d_x.as<__half>(), c.k, c.tokens, c.k, d_words.as<uint32_t>(), c.outliers,
-                              c.activation_bits, activations, stream.get()),
-              "quantizing");
+  const Columns columns = {.k = c.k,
+                           .outliers = c.outliers,
+                           .words = d_words.as<uint32_t>(),
+                           .outlier_columns = d_outlier_columns.as<int32_t>()};
+  cuda::check(
+      launch_quantize(d_x.as<__half>(), c.k, c.tokens, columns, c.activation_bits, activations, stream.get()),
+      "quantizing");
   stream.synchronize();
   std::vector<uint8_t> got_codes(static_cast<size_t>(c.tokens * activations.code_stride));
   memory.download(got_codes.data(), got_codes.size());
@@ -191,8 +198,9 @@ TEST_P(QuikProduct, EqualsPlainLoops) {
                  (double(expected[static_cast<size_t>(t) * c.n + row]) - double(token.zero) * sums[row]);
       double magnitude = std::fabs(y);
       for (int o = 0; o < c.outliers; ++o) {
-        const double product_o = double{f16_to_float(x[static_cast<size_t>(t) * c.k + outlier_columns[o]])} *
-                                 double{f16_to_float(outlier_weights[static_cast<size_t>(row) * c.outliers + o])};
+        const double product_o =
+            double{f16_to_float(x[static_cast<size_t>(t) * c.k + outlier_columns[o]])} *
+            double{f16_to_float(outlier_weights[static_cast<size_t>(row) * c.outliers + o])};
         y += product_o;
         magnitude += std::fabs(product_o);
       }
@@ -208,13 +216,15 @@ TEST_P(QuikProduct, EqualsPlainLoops) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Shapes, QuikProduct,
-    ::testing::Values(Case{256, 128, 0, 128, 4, 4}, Case{256, 256, 64, 128, 8, 8}, Case{40, 200, 32, 5, 4, 8, true},
-                      Case{17, 65, 1, 2, 8, 4, true}, Case{1, 16, 0, 1, 4, 4}, Case{600, 1030, 33, 300, 8, 8, true},
-                      Case{576, 1536, 128, 257, 4, 4}, Case{1000, 2048, 256, 130, 4, 8, true},
-                      Case{512, 4096, 256, 200, 8, 8}, Case{4224, 512, 64, 1100, 4, 4},
-                      Case{136, 11008, 512, 70, 4, 8}, Case{264, 28672, 768, 33, 8, 8, true}));
+INSTANTIATE_TEST_SUITE_P(Shapes, QuikProduct,
+                         ::testing::Values(Case{256, 128, 0, 128, 4, 4}, Case{256, 256, 64, 128, 8, 8},
+                                           Case{40, 200, 32, 5, 4, 8, true}, Case{17, 65, 1, 2, 8, 4, true},
+                                           Case{1, 16, 0, 1, 4, 4}, Case{600, 1030, 33, 300, 8, 8, true},
+                                           Case{576, 1536, 128, 257, 4, 4},
+                                           Case{1000, 2048, 256, 130, 4, 8, true},
+                                           Case{512, 4096, 256, 200, 8, 8}, Case{4224, 512, 64, 1100, 4, 4},
+                                           Case{136, 11008, 512, 70, 4, 8},
+                                           Case{264, 28672, 768, 33, 8, 8, true}));
 
 }  // namespace
 }  // namespace nibble::quik_cuda

@@ -1,5 +1,5 @@
-// The layouts that quik's prompt kernels agree on, without a GPU: activations lie where the products of weights packed
-// for few tokens look for them, and codes by multiplication equal codes by division.
+// The layouts that quik's prompt kernels agree on, without a GPU: activations lie where the products of
+// weights packed for few tokens look for them, and codes by multiplication equal codes by division.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -35,8 +35,9 @@ TEST(PromptLayout, CodesLieWhereTheWeightsLookForThem) {
         const int64_t words = bits == 8 ? 4 * vector + word : 8 * vector + 2 * word + place.shift / 4;
         const int step = static_cast<int>(words / 4), r = static_cast<int>(words % 4);
         EXPECT_EQ(lane / 4 + 8 * (r % 2), row % 16);
-        EXPECT_EQ(128 * block + 32 * step + operand_column(static_cast<int>(lane % 4), r, static_cast<int>(byte)),
-                  code_position(column))
+        EXPECT_EQ(
+            128 * block + 32 * step + operand_column(static_cast<int>(lane % 4), r, static_cast<int>(byte)),
+            code_position(column))
             << bits << " bits, column " << column;
       }
     }
@@ -75,8 +76,9 @@ int32_t by_division(float x, const CodeRange& range, int top) {
   return code < 0 ? 0 : code > top ? top : code;
 }
 
-// A quotient of a half x and a scale s can only be rounded to the wrong code where it is nearly h = i + 1/2, so where
-// s is one of the few floats next to x / h. Halves and scales in one binade stand for all: nothing over- or underflows.
+// A quotient of a half x and a scale s can only be rounded to the wrong code where it is nearly h = i + 1/2,
+// so where s is one of the few floats next to x / h. Halves and scales in one binade stand for all: nothing
+// over- or underflows.
 TEST(TokenCodes, EqualDivisionWhereverTheyCouldDiffer) {
   int64_t checked = 0;
   for (int x11 = 1024; x11 < 2048; ++x11) {
@@ -87,7 +89,8 @@ TEST(TokenCodes, EqualDivisionWhereverTheyCouldDiffer) {
       for (int near = 0; near < 9; ++near, s = std::nextafter(s, 1e9f)) {
         for (const float value : {x, -x}) {
           const CodeRange range = {s, 300};
-          ASSERT_EQ(code_of(value, code_rule(range, 100000)), by_division(value, range, 100000)) << value << " / " << s;
+          ASSERT_EQ(code_of(value, code_rule(range, 100000)), by_division(value, range, 100000))
+              << value << " / " << s;
           ++checked;
         }
       }

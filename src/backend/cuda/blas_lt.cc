@@ -100,7 +100,8 @@ HalfProduct::HalfProduct(int m, int n, int k, const __half* x, const __half* w, 
   State& state = *state_;
   // cuBLAS is column-major: y^T [n, m] = w [n, k] x^T, with w stored as its transpose.
   state.integers = numbers == BlasNumbers::kInt8;
-  const cudaDataType_t from = state.integers ? CUDA_R_8I : CUDA_R_16F, to = state.integers ? CUDA_R_32I : CUDA_R_16F;
+  const cudaDataType_t from = state.integers ? CUDA_R_8I : CUDA_R_16F,
+                       to = state.integers ? CUDA_R_32I : CUDA_R_16F;
   check_blas(lt.desc_create(&state.desc, state.integers ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F,
                             state.integers ? CUDA_R_32I : CUDA_R_32F),
              "describing a product");
@@ -121,7 +122,8 @@ HalfProduct::HalfProduct(int m, int n, int k, const __half* x, const __half* w, 
                                              preference, kCandidates, found.data(), &count);
   lt.preference_destroy(preference);
   check_blas(status, "asking for algorithms");
-  if (count == 0) fail("cuBLASLt has no algorithm for {}x{}x{} in {}", m, n, k, state.integers ? "INT8" : "FP16");
+  if (count == 0)
+    fail("cuBLASLt has no algorithm for {}x{}x{} in {}", m, n, k, state.integers ? "INT8" : "FP16");
   state.candidates = count;
 
   cudaEvent_t begin = nullptr, end = nullptr;
@@ -161,8 +163,8 @@ void HalfProduct::enqueue(const __half* x, const __half* w, __half* y, cudaStrea
   const State& state = *state_;
   const void* const alpha = state.integers ? static_cast<const void*>(&one) : &half_one;
   const void* const beta = state.integers ? static_cast<const void*>(&zero) : &half_zero;
-  check_blas(library().matmul(library().handle, state.desc, alpha, w, state.w, x, state.x, beta, y, state.y, y, state.y,
-                              &state.algorithm, state.workspace.data(), kWorkspaceBytes, stream),
+  check_blas(library().matmul(library().handle, state.desc, alpha, w, state.w, x, state.x, beta, y, state.y,
+                              y, state.y, &state.algorithm, state.workspace.data(), kWorkspaceBytes, stream),
              "a product");
 }
 

@@ -13,8 +13,9 @@ namespace nibble::cuda {
 
 enum class BlasNumbers { kHalf, kInt8 };
 
-// y [m, n] = x [m, k] w [n, k]^T, all row-major FP16 with FP32 sums. Rows of y start every `y_stride` elements, or
-// every n where that is 0. With kInt8 a yardstick for integer kernels: x and w hold INT8 numbers, y INT32 ones.
+// y [m, n] = x [m, k] w [n, k]^T, all row-major FP16 with FP32 sums. Rows of y start every `y_stride`
+// elements, or every n where that is 0. With kInt8 a yardstick for integer kernels: x and w hold INT8
+// numbers, y INT32 ones.
 class HalfProduct {
  public:
   // Times up to 24 of cuBLASLt's proposals on the given arrays (their contents stay) and keeps the fastest.

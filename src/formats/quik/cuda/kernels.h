@@ -16,12 +16,12 @@ inline constexpr int kConsumers = 2, kProductThreads = 128 * (kConsumers + 1);
 struct ProductArguments {
   // How the copy engine sees the operands. Weights: rows are tiles of 16 outputs, columns units of 8 bytes.
   CUtensorMap weights, codes, outliers, y;
-  const float* scales;        // [n]
-  const int32_t* code_sums;   // [n]
-  const float* bias;          // [n] or null
-  const float* token_scales;  // [tokens]
-  const int32_t* token_zeros; // [tokens]
-  int32_t* accumulators;      // [tokens, n] or null
+  const float* scales;         // [n]
+  const int32_t* code_sums;    // [n]
+  const float* bias;           // [n] or null
+  const float* token_scales;   // [tokens]
+  const int32_t* token_zeros;  // [tokens]
+  int32_t* accumulators;       // [tokens, n] or null
   int n, tokens;
   int integer_blocks, outlier_blocks;  // of kBlockColumns, and of ProductSizes::outliers()
   int outlier_offset;                  // of a tile's outlier weights, in units of 8 bytes
@@ -41,7 +41,8 @@ struct ProductSizes {
   constexpr int stage() const { return weights() + tokens * kBlockColumns; }
   constexpr int slice() const { return 64 * own_tokens() * 4; }  // sums sent to another block by a warpgroup
   constexpr int ranges() const { return own_tokens() * 8; }
-  // Three chunks of so many tokens per warpgroup on their way out, two tiles' ranges, and what alignment takes.
+  // Three chunks of so many tokens per warpgroup on their way out, two tiles' ranges, and what alignment
+  // takes.
   constexpr int fixed(int chunk_tokens) const {
     return kConsumers * (3 * 128 * chunk_tokens + (split - 1) * slice()) + 2 * ranges() + 1024;
   }

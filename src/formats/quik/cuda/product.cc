@@ -34,7 +34,9 @@ struct Places {
 
 }  // namespace
 
-size_t activation_bytes(int tokens, int columns, int outliers) { return Places(tokens, columns, outliers).bytes; }
+size_t activation_bytes(int tokens, int columns, int outliers) {
+  return Places(tokens, columns, outliers).bytes;
+}
 
 Activations place_activations(void* memory, int tokens, int columns, int outliers) {
   const Places places(tokens, columns, outliers);
@@ -64,8 +66,9 @@ std::vector<uint32_t> column_words(int k, std::span<const int32_t> outlier_colum
   return words;
 }
 
-Product::Product(const group_int_a8_cuda::FewTokensOperand& weights, const Activations& activations, int tokens,
-                 __half* y, int64_t y_stride, const Configuration& configuration, int multiprocessors)
+Product::Product(const group_int_a8_cuda::FewTokensOperand& weights, const Activations& activations,
+                 int tokens, __half* y, int64_t y_stride, const Configuration& configuration,
+                 int multiprocessors)
     : configuration_(configuration) {
   static_assert(sizeof(ProductArguments) <= sizeof(arguments_));
   const group_int_a8_cuda::FewTokensShape& shape = weights.shape;
@@ -73,7 +76,8 @@ Product::Product(const group_int_a8_cuda::FewTokensOperand& weights, const Activ
   const ProductSizes sizes = {configuration.tile_tokens, configuration.share, configuration.split,
                               shape.weight_bits};
   kernel_ = shape.weight_bits == 8 ? int8_product_kernel(configuration) : int4_product_kernel(configuration);
-  if (kernel_ == nullptr) fail("there is no product of {} tokens for {} bits", sizes.tokens, shape.weight_bits);
+  if (kernel_ == nullptr)
+    fail("there is no product of {} tokens for {} bits", sizes.tokens, shape.weight_bits);
 
   ProductArguments a = {};
   a.weights = cuda::make_byte_map(weights.slots, shape.tiles(), shape.tile_bytes(), kTileOutputs / 16,

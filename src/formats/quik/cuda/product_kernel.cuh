@@ -1,15 +1,15 @@
-// The product of a prompt. Weights are the products' first operand: 128 outputs times up to 256 tokens per block.
-// A block is a warpgroup of which one thread keeps a ring of tiles filled through the copy engine, and two that
-// multiply 64 outputs each: weight codes go from the ring to registers, 4-bit ones there to bytes 16 q; then
-// s8 x u8 in INT32 over all integer columns; then, with the sums turned into floats where they lie, the outlier
-// columns in FP16 on top. Nothing but the FP16 result goes back to memory.
+// The product of a prompt. Weights are the products' first operand: 128 outputs times up to 256 tokens per
+// block. A block is a warpgroup of which one thread keeps a ring of tiles filled through the copy engine, and
+// two that multiply 64 outputs each: weight codes go from the ring to registers, 4-bit ones there to bytes 16
+// q; then s8 x u8 in INT32 over all integer columns; then, with the sums turned into floats where they lie,
+// the outlier columns in FP16 on top. Nothing but the FP16 result goes back to memory.
 //
-// Blocks work in clusters: two that share their tokens' codes, each fetching half for both (persistent: more tiles
-// than blocks), or 2 or 4 that share the columns of a tile, then exchange INT32 sums and finish a part of the tokens
-// each (few tiles).
+// Blocks work in clusters: two that share their tokens' codes, each fetching half for both (persistent: more
+// tiles than blocks), or 2 or 4 that share the columns of a tile, then exchange INT32 sums and finish a part
+// of the tokens each (few tiles).
 //
-// The two multiplying warpgroups never wait for each other: the second starts `lag` blocks later and stays behind,
-// so that one's conversion and stores happen while the other multiplies.
+// The two multiplying warpgroups never wait for each other: the second starts `lag` blocks later and stays
+// behind, so that one's conversion and stores happen while the other multiplies.
 #pragma once
 
 #include "backend/cuda/cluster.cuh"
@@ -26,8 +26,8 @@ struct TileIndex {
   int token, output;  // of its first element
 };
 
-// A block's tiles in an order whose neighbours in time share operands in the L2. `outputs` counts groups of tiles
-// that the blocks of a cluster take side by side.
+// A block's tiles in an order whose neighbours in time share operands in the L2. `outputs` counts groups of
+// tiles that the blocks of a cluster take side by side.
 __device__ inline TileIndex tile_at(int index, int token_tiles, int outputs, int raster, int tile_tokens) {
   const int group = index / (raster * outputs), first = group * raster;
   const int height = min(raster, token_tiles - first), place = index - first * outputs;
@@ -70,12 +70,15 @@ struct ProductKernel {
       tile.output = (tile.output * kShare + (kShare > 1 ? rank : 0)) * kTileOutputs;
       return tile;
     }
-    __device__ int own_token(const TileIndex& tile) const { return tile.token + (kSplit > 1 ? rank * kOwn : 0); }
+    __device__ int own_token(const TileIndex& tile) const {
+      return tile.token + (kSplit > 1 ? rank * kOwn : 0);
+    }
   };
 
   // --- the producing thread
 
-  __device__ static void expect_and_copy_weights(const Block& b, const TileIndex& tile, int block, int stage) {
+  __device__ static void expect_and_copy_weights(const Block& b, const TileIndex& tile, int block,
+                                                 int stage) {
     const ProductArguments& a = b.arguments;
     const bool integers = block < b.integer_blocks;
     const int start = integers ? 0 : a.outlier_offset;
@@ -83,14 +86,16 @@ struct ProductKernel {
     const uint32_t barrier = b.full + 8 * stage;
     ptx::barrier_arrive_expecting(
         barrier, kSizes.weights() + (integers ? kTokens * kBlockColumns : kOwn * kSizes.outlier_row()));
-    ptx::tile_copy(b.weights(stage), &a.weights, start + place * (kSizes.weight_box() / 8), tile.output / 16, barrier);
+    ptx::tile_copy(b.weights(stage), &a.weights, start + place * (kSizes.weight_box() / 8), tile.output / 16,
+                   barrier);
   }
   __device__ static void copy_tokens(const Block& b, const TileIndex& tile, int block, int stage) {
     const ProductArguments& a = b.arguments;
     const uint32_t barrier = b.full + 8 * stage;
     const bool integers = block < b.integer_blocks;
     const CUtensorMap* const map = integers ? &a.codes : &a.outliers;
-    const int column = integers ? (b.first_block + block) * kBlockColumns : (block - b.integer_blocks) * kSizes.outliers();
+    const int column =
+        integers ? (b.first_block + block) * kBlockColumns : (block - b.integer_blocks) * kSizes.outliers();
     if constexpr (kShare > 1) {
       constexpr int kPart = kTokens / kShare;
       const int row = integers ? kBlockColumns : kSizes.outlier_row();
@@ -189,10 +194,10 @@ struct ProductKernel {
     }
   }
 
-  // The INT32 sums of a tile's part of the columns. Products of one block are in flight while the next block's
-  // weights are being loaded into the other set of registers.
-  __device__ static void multiply(const Block& b, const Lane& lane, RingPlace<kStages>& place, int32_t (&d)[kTokens / 2],
-                                  int lead) {
+  // The INT32 sums of a tile's part of the columns. Products of one block are in flight while the next
+  // block's weights are being loaded into the other set of registers.
+  __device__ static void multiply(const Block& b, const Lane& lane, RingPlace<kStages>& place,
+                                  int32_t (&d)[kTokens / 2], int lead) {
     Operand even, odd;
     int previous = -1;
     const auto step = [&](Operand& now, Operand& before, int block) {
@@ -204,14 +209,15 @@ struct ProductKernel {
       ptx::warpgroup_arrive();
 #pragma unroll
       for (int s = 0; s < 4; ++s) {
-        ptx::WgmmaRegisters<kTokens>::s8u8(d, now.a[4 * s], now.a[4 * s + 1], now.a[4 * s + 2], now.a[4 * s + 3],
-                                           tokens + 2 * s);
+        ptx::WgmmaRegisters<kTokens>::s8u8(d, now.a[4 * s], now.a[4 * s + 1], now.a[4 * s + 2],
+                                           now.a[4 * s + 3], tokens + 2 * s);
       }
       ptx::warpgroup_commit();
       ptx::warpgroup_wait<1>();
       ptx::fence_registers(before.a);
       if (previous >= 0) release(b, lane, previous);
-      if (block == lead) asm volatile("bar.arrive %0, %1;" ::"n"(kLagBarrier), "n"(128 * kConsumers) : "memory");
+      if (block == lead)
+        asm volatile("bar.arrive %0, %1;" ::"n"(kLagBarrier), "n"(128 * kConsumers) : "memory");
       previous = place.stage;
       place.advance();
     };
@@ -290,8 +296,8 @@ struct ProductKernel {
     return rows;
   }
 
-  __device__ static void write_accumulators(const ProductArguments& a, const int32_t (&d)[kOwn / 2], int token,
-                                            int output) {
+  __device__ static void write_accumulators(const ProductArguments& a, const int32_t (&d)[kOwn / 2],
+                                            int token, int output) {
 #pragma unroll
     for (int i = 0; i < kOwn / 2; ++i) {
       const int t = token + i / 4 * 8 + i % 2, r = output + (i % 4 >= 2 ? 8 : 0);
@@ -299,9 +305,9 @@ struct ProductKernel {
     }
   }
 
-  // Sums become floats: scale_t scale_r (sum - zero_t sum_r) + bias_r. From here on d holds bits of floats. ptxas loads
-  // as far ahead as it can, and then spills: so all zero points come before all scales, and the address of scales
-  // depends on the floats before (`nought` is 0, which it cannot know).
+  // Sums become floats: scale_t scale_r (sum - zero_t sum_r) + bias_r. From here on d holds bits of floats.
+  // ptxas loads as far ahead as it can, and then spills: so all zero points come before all scales, and the
+  // address of scales depends on the floats before (`nought` is 0, which it cannot know).
   __device__ static void convert(int32_t (&d)[kOwn / 2], const Rows& rows, uint32_t ranges) {
 #pragma unroll
     for (int j = 0; j < kOwn / 8; ++j) {
@@ -354,9 +360,10 @@ struct ProductKernel {
     ptx::fence_registers(d);
   }
 
-  // Chunks of tokens, transposed on their way to shared memory, leave through the copy engine: three in turn, so
-  // that one barrier per chunk is enough.
-  __device__ static void store(const Block& b, const Lane& lane, const int32_t (&d)[kOwn / 2], int token, int output, int count) {
+  // Chunks of tokens, transposed on their way to shared memory, leave through the copy engine: three in turn,
+  // so that one barrier per chunk is enough.
+  __device__ static void store(const Block& b, const Lane& lane, const int32_t (&d)[kOwn / 2], int token,
+                               int output, int count) {
     constexpr int kChunkTokens = kSizes.chunk_tokens();
     int buffer = count * (kOwn / kChunkTokens) % 3;
     const int l = lane.thread % 32, row = l % 8 + l / 16 * 8, piece = (2 * lane.warp + l / 8 % 2) ^ (l % 8);
@@ -404,7 +411,7 @@ struct ProductKernel {
       for (int i = 0; i < kTokens / 2; ++i) d[i] = 0;
       ptx::fence_registers(d);
       multiply(b, lane, place, d, lane.group == 0 && index == first ? lag - 1 : -1);
-      const auto finish = [&](int32_t (&own)[kOwn / 2]) {
+      const auto finish = [&](int32_t(&own)[kOwn / 2]) {
         if (a.accumulators != nullptr) {
           write_accumulators(a, own, token + 2 * lane.q, output + 16 * lane.warp + lane.g);
         }
@@ -484,7 +491,8 @@ struct ProductKernel {
 };
 
 template <int kTokens, int kShare, int kSplit, int kBits>
-__global__ void __launch_bounds__(kProductThreads, 1) product_kernel(const __grid_constant__ ProductArguments arguments) {
+__global__ void __launch_bounds__(kProductThreads, 1)
+    product_kernel(const __grid_constant__ ProductArguments arguments) {
   using Kernel = ProductKernel<kTokens, kShare, kSplit, kBits>;
   extern __shared__ uint8_t dynamic[];
   __shared__ typename Kernel::Barriers barriers;

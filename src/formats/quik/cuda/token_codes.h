@@ -1,6 +1,6 @@
-// A token's range and its codes (the format's README, "Activation codes"), bit for bit as the definition, with one
-// division per token instead of one per value. For host and device: a test compares it with the definition for
-// every value that could round differently.
+// A token's range and its codes (the format's README, "Activation codes"), bit for bit as the definition,
+// with one division per token instead of one per value. For host and device: a test compares it with the
+// definition for every value that could round differently.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,8 @@ struct CodeRange {
   int32_t zero;
 };
 
-// Of values whose least and greatest, zero included, are `lo` and `hi`; a NaN or infinity gives scale NaN, zero 0.
+// Of values whose least and greatest, zero included, are `lo` and `hi`; a NaN or infinity gives scale NaN,
+// zero 0.
 NIBBLE_BOTH_SIDES inline CodeRange code_range(float lo, float hi, int top) {
   float width = hi - lo;
   if (!(width <= 3.0e38f)) return {std::numeric_limits<float>::quiet_NaN(), 0};
