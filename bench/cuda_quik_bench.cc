@@ -1,14 +1,18 @@
-// QUIK's linear with many tokens on the GPU, beside cuBLASLt's best FP16 product of the same shapes.
+// QUIK's linears with many tokens on the GPU, beside cuBLASLt's best FP16 and INT8 products of the same
+// shapes.
 //
-//   cuda_quik_bench [--tokens 2048,...] [--outliers 256]
+//   cuda_quik_bench [--tokens 2048,...] [--outliers 256] [--model llama-2-7b] [--configurations]
 //
-// FP16 in and out, the quantization of the activations counted, weights as 8-bit codes (quik-8b, and quik-4b
-// with its codes in bytes), random data, the four linears of a decoder block in one graph, medians. down has
-// floor(in / hidden) times the outlier columns.
+// FP16 in and out, the quantization of the activations counted, random data, the four linears of a decoder
+// block in one graph, medians. down has floor(in / hidden) times the outlier columns. cuBLASLt's INT8 product
+// is the bare one: INT8 in, INT32 out, over all columns. --configurations times every configuration of every
+// linear instead.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "backend/cuda/blas_lt.h"
@@ -21,6 +25,7 @@ namespace nibble {
 namespace {
 
 using cuda::Buffer;
+using quik_cuda::Configuration;
 
 struct Linear {
   int n, k;
@@ -42,102 +47,214 @@ const std::vector<Block>& blocks() {
 
 constexpr int kSamples = 9, kReplays = 5;
 
-// One linear with synthetic operands.
-struct QuikLinear {
-  quik_cuda::Weights weights;
-  quik_cuda::Activations activations;
-  std::vector<Buffer> buffers;
-  std::vector<quik_cuda::Product> product;
+void fill_bytes(const Buffer& buffer, const cuda::Stream& stream) {
+  cuda::check(cuda::fill_random_bytes(buffer.data(), buffer.bytes() / 4 * 4, 9, stream.get()), "filling");
+}
+void fill_halves(const Buffer& buffer, float scale, const cuda::Stream& stream) {
+  cuda::check(cuda::fill_random_half(buffer.as<__half>(), buffer.bytes() / 2, scale, 4, stream.get()),
+              "filling");
+}
 
-  QuikLinear(const Linear& linear, int outliers, int tokens, const cuda::Stream& stream) {
-    const auto keep = [&](size_t bytes) {
-      buffers.emplace_back(bytes);
-      cuda::check(cuda::fill_random_bytes(buffers.back().data(), bytes / 4 * 4, 9, stream.get()), "filling");
-      return buffers.back().data();
-    };
-    const auto halves = [&](size_t count, float scale) {
-      buffers.emplace_back(2 * count);
-      cuda::check(cuda::fill_random_half(buffers.back().as<__half>(), count, scale, 4, stream.get()),
-                  "filling");
-      return buffers.back().as<__half>();
-    };
-    const auto upload = [&](const std::vector<int32_t>& values) {
-      buffers.emplace_back(4 * values.size() + 4);
-      buffers.back().upload(values.data(), 4 * values.size());
-      return buffers.back().as<int32_t>();
-    };
-    const int k_int = linear.k - outliers;
-    std::vector<int32_t> integer_columns, outlier_columns;
-    for (int32_t column = 0; column < linear.k; ++column) {
-      const bool outlier = outliers > 0 && column % (linear.k / outliers) == 3 &&
-                           static_cast<int>(outlier_columns.size()) < outliers;
-      (outlier ? outlier_columns : integer_columns).push_back(column);
+// One linear with synthetic weights.
+struct QuikLinear {
+  Linear linear;
+  int outliers;
+  group_int_a8_cuda::FewTokensOperand weights;
+  Buffer slots, row_scales, code_sums, words, outlier_columns;
+
+  QuikLinear(const Linear& of, int outlier_count, int weight_bits, const cuda::Stream& stream)
+      : linear(of), outliers(outlier_count) {
+    group_int_a8_cuda::FewTokensShape& shape = weights.shape;
+    shape.n = linear.n;
+    shape.columns = linear.k - outliers;
+    shape.outliers = outliers;
+    shape.weight_bits = weight_bits;
+    slots = Buffer(static_cast<size_t>(shape.bytes()));
+    fill_bytes(slots, stream);
+    if (outliers > 0) {
+      const auto width = static_cast<size_t>(shape.outlier_slots() * group_int_a8_cuda::kSlotCodeBytes);
+      const Buffer halves(width * static_cast<size_t>(shape.tiles()));
+      fill_halves(halves, 0.05f, stream);
+      cuda::check(
+          cudaMemcpy2DAsync(slots.as<uint8_t>() + shape.integer_slots() * shape.slot_bytes(),
+                            static_cast<size_t>(shape.tile_bytes()), halves.data(), width, width,
+                            static_cast<size_t>(shape.tiles()), cudaMemcpyDeviceToDevice, stream.get()),
+          "filling");
+      stream.synchronize();
     }
-    const std::vector<int32_t> ones(static_cast<size_t>(linear.n), 0x3A83126F);  // the bits of 0.001
-    weights = {.n = linear.n,
-               .k_int = k_int,
-               .outliers = outliers,
-               .codes = static_cast<const int8_t*>(keep(static_cast<size_t>(linear.n) * k_int)),
-               .code_stride = k_int,
-               .scales = reinterpret_cast<const float*>(upload(ones)),
-               .code_sums = upload(std::vector<int32_t>(static_cast<size_t>(linear.n), 17)),
-               .outlier_weights = halves(static_cast<size_t>(linear.n) * outliers + 8, 0.05f),
-               .outlier_stride = outliers,
-               .integer_columns = upload(integer_columns),
-               .outlier_columns = upload(outlier_columns)};
-    activations = {.tokens = tokens,
-                   .codes = static_cast<uint8_t*>(keep(static_cast<size_t>(tokens) * k_int)),
-                   .code_stride = k_int,
-                   .scales = static_cast<float*>(keep(4 * static_cast<size_t>(tokens))),
-                   .zeros = static_cast<int32_t*>(keep(4 * static_cast<size_t>(tokens))),
-                   .outliers = halves(static_cast<size_t>(tokens) * outliers + 8, 1.0f),
-                   .outlier_stride = outliers};
-    product.emplace_back(weights, activations);
+    const std::vector<float> scales(static_cast<size_t>(linear.n), 0.001f);
+    const std::vector<int32_t> sums(static_cast<size_t>(linear.n), 17);
+    std::vector<int32_t> columns;
+    for (int o = 0; o < outliers; ++o) columns.push_back(3 + o * (linear.k / outliers));
+    const std::vector<uint32_t> column_words = quik_cuda::column_words(linear.k, columns);
+    row_scales = Buffer(4 * scales.size());
+    row_scales.upload(scales.data(), 4 * scales.size());
+    code_sums = Buffer(4 * sums.size());
+    code_sums.upload(sums.data(), 4 * sums.size());
+    words = Buffer(4 * column_words.size());
+    words.upload(column_words.data(), 4 * column_words.size());
+    outlier_columns = Buffer(4 * columns.size());
+    outlier_columns.upload(columns.data(), 4 * columns.size());
+    weights.slots = slots.as<uint8_t>();
+    weights.row_scales = row_scales.as<float>();
+    weights.code_sums = code_sums.as<int32_t>();
+  }
+  int integer_columns() const { return linear.k - outliers; }
+  quik_cuda::Columns columns() const {
+    return {linear.k, outliers, words.as<uint32_t>(), outlier_columns.as<int32_t>()};
   }
 };
 
-int run(const std::vector<int>& token_counts, int outliers) {
-  const cuda::Device device = cuda::open_device(0);
-  const cuda::Stream stream;
-  std::printf(
-      "%s; driver %d, CUDA %d, cuBLASLt %zu; four linears in one graph, random data, medians of %d x %d\n\n",
-      device.name.c_str(), device.driver_version, device.runtime_version, cuda::blas_lt_version(), kSamples,
-      kReplays);
-  std::printf("%-12s %6s %9s %10s %9s %8s %12s %14s\n", "model", "tokens", "outliers", "FP16 us", "QUIK us",
-              "x FP16", "product us", "product TOP/s");
-  for (const Block& block : blocks()) {
-    for (const int tokens : token_counts) {
-      double half = 0, quik = 0, product_only = 0, operations = 0;
-      for (const Linear& linear : block.linears) {
-        operations += 2.0 * tokens * linear.n * linear.k;
-        Buffer x(2 * static_cast<size_t>(tokens) * linear.k), w(2 * static_cast<size_t>(linear.n) * linear.k),
-            y(2 * static_cast<size_t>(tokens) * linear.n);
-        cuda::check(cuda::fill_random_half(x.as<__half>(), x.bytes() / 2, 1.0f, 1, stream.get()), "filling");
-        cuda::check(cuda::fill_random_half(w.as<__half>(), w.bytes() / 2, 0.05f, 2, stream.get()), "filling");
-        {
-          const cuda::HalfProduct product(tokens, linear.n, linear.k, x.as<__half>(), w.as<__half>(),
-                                          y.as<__half>(), stream.get());
-          const cuda::Graph graph(
-              stream, [&] { product.enqueue(x.as<__half>(), w.as<__half>(), y.as<__half>(), stream.get()); });
-          half += cuda::median_seconds(graph, stream, kSamples, kReplays);
-        }
-        const QuikLinear made(linear, outliers * std::max(1, linear.k / block.hidden), tokens, stream);
-        const auto multiply = [&] {
-          cuda::check(made.product[0].launch(y.as<__half>(), nullptr, device.multiprocessors, stream.get()),
-                      "multiplying");
-        };
-        const cuda::Graph both(stream, [&] {
-          cuda::check(
-              quik_cuda::launch_quantize(x.as<__half>(), made.weights, 8, made.activations, stream.get()),
-              "quantizing");
-          multiply();
-        });
-        quik += cuda::median_seconds(both, stream, kSamples, kReplays);
-        const cuda::Graph alone(stream, multiply);
-        product_only += cuda::median_seconds(alone, stream, kSamples, kReplays);
+struct Bench {
+  cuda::Device device = cuda::open_device(0);
+  cuda::Stream stream;
+
+  double seconds(const std::function<void()>& enqueue) const {
+    const cuda::Graph graph(stream, enqueue);
+    return cuda::median_seconds(graph, stream, kSamples, kReplays);
+  }
+
+  // cuBLASLt's products of a block in one graph.
+  double blas(const Block& block, int tokens, cuda::BlasNumbers numbers) const {
+    const bool half = numbers == cuda::BlasNumbers::kHalf;
+    const size_t from = half ? 2 : 1, to = half ? 2 : 4;
+    std::vector<Buffer> x, w, y;
+    std::vector<cuda::HalfProduct> products;
+    for (const Linear& l : block.linears) {
+      x.emplace_back(from * static_cast<size_t>(tokens) * l.k);
+      w.emplace_back(from * static_cast<size_t>(l.n) * l.k);
+      y.emplace_back(to * static_cast<size_t>(tokens) * l.n);
+      if (half) {
+        fill_halves(x.back(), 1.0f, stream);
+        fill_halves(w.back(), 0.05f, stream);
+      } else {
+        fill_bytes(x.back(), stream);
+        fill_bytes(w.back(), stream);
       }
-      std::printf("%-12s %6d %9d %10.1f %9.1f %8.2f %12.1f %14.0f\n", block.name, tokens, outliers,
-                  1e6 * half, 1e6 * quik, half / quik, 1e6 * product_only, 1e-12 * operations / product_only);
+      products.emplace_back(tokens, l.n, l.k, x.back().as<__half>(), w.back().as<__half>(),
+                            y.back().as<__half>(), stream.get(), 0, numbers);
+    }
+    return seconds([&] {
+      for (size_t i = 0; i < products.size(); ++i)
+        products[i].enqueue(x[i].as<__half>(), w[i].as<__half>(), y[i].as<__half>(), stream.get());
+    });
+  }
+
+  struct Times {
+    double quik, product;
+  };
+  Times quik(const Block& block, int tokens, int outliers, int weight_bits) const {
+    std::vector<std::unique_ptr<QuikLinear>> linears;
+    std::vector<Buffer> x, memory, y;
+    std::vector<quik_cuda::Activations> activations;
+    std::vector<quik_cuda::Product> products;
+    for (const Linear& l : block.linears) {
+      linears.push_back(
+          std::make_unique<QuikLinear>(l, outliers * std::max(1, l.k / block.hidden), weight_bits, stream));
+      const QuikLinear& linear = *linears.back();
+      x.emplace_back(2 * static_cast<size_t>(tokens) * l.k);
+      fill_halves(x.back(), 1.0f, stream);
+      memory.emplace_back(quik_cuda::activation_bytes(tokens, linear.integer_columns(), linear.outliers));
+      activations.push_back(quik_cuda::place_activations(memory.back().data(), tokens,
+                                                         linear.integer_columns(), linear.outliers));
+      y.emplace_back(2 * static_cast<size_t>(tokens) * l.n);
+      products.emplace_back(linear.weights, activations.back(), tokens, y.back().as<__half>(), l.n,
+                            quik_cuda::choose(tokens, linear.weights.shape, device.multiprocessors),
+                            device.multiprocessors);
+    }
+    const int activation_bits = weight_bits;
+    const auto quantize = [&](size_t i) {
+      cuda::check(
+          quik_cuda::launch_quantize(x[i].as<__half>(), linears[i]->linear.k, tokens, linears[i]->columns(),
+                                     activation_bits, activations[i], stream.get()),
+          "quantizing");
+    };
+    const auto multiply = [&](size_t i) {
+      cuda::check(products[i].launch(nullptr, stream.get()), "multiplying");
+    };
+    Times times = {};
+    times.quik = seconds([&] {
+      for (size_t i = 0; i < products.size(); ++i) {
+        quantize(i);
+        multiply(i);
+      }
+    });
+    times.product = seconds([&] {
+      for (size_t i = 0; i < products.size(); ++i) multiply(i);
+    });
+    return times;
+  }
+
+  void configurations(const Block& block, int tokens, int outliers) const {
+    for (const Linear& l : block.linears) {
+      for (const int bits : {8, 4}) {
+        const QuikLinear linear(l, outliers * std::max(1, l.k / block.hidden), bits, stream);
+        const Buffer x(2 * static_cast<size_t>(tokens) * l.k), y(2 * static_cast<size_t>(tokens) * l.n),
+            memory(quik_cuda::activation_bytes(tokens, linear.integer_columns(), linear.outliers));
+        fill_halves(x, 1.0f, stream);
+        const quik_cuda::Activations activations =
+            quik_cuda::place_activations(memory.data(), tokens, linear.integer_columns(), linear.outliers);
+        const auto quantize = [&] {
+          cuda::check(quik_cuda::launch_quantize(x.as<__half>(), l.k, tokens, linear.columns(), bits,
+                                                 activations, stream.get()),
+                      "quantizing");
+        };
+        std::printf("%-12s %6d %6dx%-6d %d bits: quantize %.1f us;", block.name, tokens, l.n, l.k, bits,
+                    1e6 * seconds(quantize));
+        const Configuration chosen = quik_cuda::choose(tokens, linear.weights.shape, device.multiprocessors);
+        for (Configuration c : quik_cuda::configurations()) {
+          const bool is_chosen =
+              c.tile_tokens == chosen.tile_tokens && c.share == chosen.share && c.split == chosen.split;
+          std::printf(" %s%d/%d/%d", is_chosen ? "*" : "", c.tile_tokens, c.share, c.split);
+          for (const int lag : {0, 1, 2, 3}) {
+            c.lag = lag;
+            const quik_cuda::Product product(linear.weights, activations, tokens, y.as<__half>(), l.n, c,
+                                             device.multiprocessors);
+            std::printf(" %.1f", 1e6 * seconds([&] {
+                                   cuda::check(product.launch(nullptr, stream.get()), "multiplying");
+                                 }));
+          }
+          std::printf(";");
+        }
+        std::printf("\n");
+      }
+    }
+  }
+};
+
+int run(const std::vector<int>& token_counts, int outliers, const std::string& model, bool configurations) {
+  const Bench bench;
+  const cuda::Device& device = bench.device;
+  std::printf(
+      "%s; driver %d, CUDA %d, cuBLASLt %zu; four linears in one graph, random data, medians of %d x %d, %d "
+      "outlier "
+      "columns\n\n",
+      device.name.c_str(), device.driver_version, device.runtime_version, cuda::blas_lt_version(), kSamples,
+      kReplays, outliers);
+  if (!configurations) {
+    std::printf("%-12s %6s %9s %9s %6s | %9s %6s %10s %6s | %9s %6s %10s %6s\n", "model", "tokens", "FP16 us",
+                "INT8 us", "x FP16", "quik-8b", "x FP16", "product us", "TOP/s", "quik-4b", "x FP16",
+                "product us", "TOP/s");
+  }
+  for (const Block& block : blocks()) {
+    if (!model.empty() && model != block.name) continue;
+    for (const int tokens : token_counts) {
+      if (configurations) {
+        bench.configurations(block, tokens, outliers);
+        continue;
+      }
+      double operations = 0;
+      for (const Linear& l : block.linears) operations += 2.0 * tokens * l.n * l.k;
+      const double half = bench.blas(block, tokens, cuda::BlasNumbers::kHalf);
+      const double int8 = bench.blas(block, tokens, cuda::BlasNumbers::kInt8);
+      std::printf("%-12s %6d %9.1f %9.1f %6.2f", block.name, tokens, 1e6 * half, 1e6 * int8, half / int8);
+      for (const int bits : {8, 4}) {
+        const Bench::Times times = bench.quik(block, tokens, outliers, bits);
+        std::printf(" | %9.1f %6.2f %10.1f %6.0f", 1e6 * times.quik, half / times.quik, 1e6 * times.product,
+                    1e-12 * operations / times.product);
+      }
+      std::printf("\n");
+      std::fflush(stdout);
     }
   }
   return 0;
@@ -149,9 +266,15 @@ int run(const std::vector<int>& token_counts, int outliers) {
 int main(int count, char** arguments) {
   std::vector<int> tokens = {2048};
   int outliers = 256;
+  std::string model;
+  bool configurations = false;
   for (int i = 1; i < count; ++i) {
     if (std::strcmp(arguments[i], "--outliers") == 0 && i + 1 < count) {
       outliers = std::atoi(arguments[++i]);
+    } else if (std::strcmp(arguments[i], "--model") == 0 && i + 1 < count) {
+      model = arguments[++i];
+    } else if (std::strcmp(arguments[i], "--configurations") == 0) {
+      configurations = true;
     } else if (std::strcmp(arguments[i], "--tokens") == 0 && i + 1 < count) {
       tokens.clear();
       for (char* at = arguments[++i]; *at != '\0';) {
@@ -159,12 +282,14 @@ int main(int count, char** arguments) {
         if (*at == ',') ++at;
       }
     } else {
-      std::fprintf(stderr, "usage: cuda_quik_bench [--tokens 2048,...] [--outliers 256]\n");
+      std::fprintf(stderr,
+                   "usage: cuda_quik_bench [--tokens 2048,...] [--outliers 256] [--model llama-2-7b] "
+                   "[--configurations]\n");
       return 2;
     }
   }
   try {
-    return nibble::run(tokens, outliers);
+    return nibble::run(tokens, outliers, model, configurations);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "cuda_quik_bench: %s\n", error.what());
     return 1;

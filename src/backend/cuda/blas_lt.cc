@@ -82,6 +82,7 @@ struct HalfProduct::State {
   cublasLtMatmulAlgo_t algorithm = {};
   Buffer workspace{kWorkspaceBytes};
   int candidates = 0;
+  bool integers = false;
 
   ~State() {
     const Library& lt = library();
@@ -93,19 +94,23 @@ struct HalfProduct::State {
 };
 
 HalfProduct::HalfProduct(int m, int n, int k, const __half* x, const __half* w, __half* y,
-                         cudaStream_t stream, int y_stride)
+                         cudaStream_t stream, int y_stride, BlasNumbers numbers)
     : state_(std::make_unique<State>()) {
   const Library& lt = library();
   State& state = *state_;
   // cuBLAS is column-major: y^T [n, m] = w [n, k] x^T, with w stored as its transpose.
-  check_blas(lt.desc_create(&state.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a product");
+  state.integers = numbers == BlasNumbers::kInt8;
+  const cudaDataType_t from = state.integers ? CUDA_R_8I : CUDA_R_16F,
+                       to = state.integers ? CUDA_R_32I : CUDA_R_16F;
+  check_blas(lt.desc_create(&state.desc, state.integers ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F,
+                            state.integers ? CUDA_R_32I : CUDA_R_32F),
+             "describing a product");
   const cublasOperation_t transpose = CUBLAS_OP_T;
   check_blas(lt.desc_set(state.desc, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose),
              "describing a product");
-  check_blas(lt.layout_create(&state.w, CUDA_R_16F, k, n, k), "describing a matrix");
-  check_blas(lt.layout_create(&state.x, CUDA_R_16F, k, m, k), "describing a matrix");
-  check_blas(lt.layout_create(&state.y, CUDA_R_16F, n, m, y_stride > 0 ? y_stride : n),
-             "describing a matrix");
+  check_blas(lt.layout_create(&state.w, from, k, n, k), "describing a matrix");
+  check_blas(lt.layout_create(&state.x, from, k, m, k), "describing a matrix");
+  check_blas(lt.layout_create(&state.y, to, n, m, y_stride > 0 ? y_stride : n), "describing a matrix");
   cublasLtMatmulPreference_t preference = nullptr;
   check_blas(lt.preference_create(&preference), "asking for algorithms");
   check_blas(lt.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes,
@@ -117,7 +122,8 @@ HalfProduct::HalfProduct(int m, int n, int k, const __half* x, const __half* w, 
                                              preference, kCandidates, found.data(), &count);
   lt.preference_destroy(preference);
   check_blas(status, "asking for algorithms");
-  if (count == 0) fail("cuBLASLt has no algorithm for {}x{}x{} in FP16", m, n, k);
+  if (count == 0)
+    fail("cuBLASLt has no algorithm for {}x{}x{} in {}", m, n, k, state.integers ? "INT8" : "FP16");
   state.candidates = count;
 
   cudaEvent_t begin = nullptr, end = nullptr;
@@ -152,9 +158,12 @@ HalfProduct::HalfProduct(HalfProduct&&) noexcept = default;
 int HalfProduct::candidates() const { return state_->candidates; }
 
 void HalfProduct::enqueue(const __half* x, const __half* w, __half* y, cudaStream_t stream) const {
-  const float one = 1.0f, zero = 0.0f;
+  const float half_one = 1.0f, half_zero = 0.0f;
+  const int32_t one = 1, zero = 0;
   const State& state = *state_;
-  check_blas(library().matmul(library().handle, state.desc, &one, w, state.w, x, state.x, &zero, y, state.y,
+  const void* const alpha = state.integers ? static_cast<const void*>(&one) : &half_one;
+  const void* const beta = state.integers ? static_cast<const void*>(&zero) : &half_zero;
+  check_blas(library().matmul(library().handle, state.desc, alpha, w, state.w, x, state.x, beta, y, state.y,
                               y, state.y, &state.algorithm, state.workspace.data(), kWorkspaceBytes, stream),
              "a product");
 }

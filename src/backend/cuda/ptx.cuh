@@ -58,6 +58,13 @@ __device__ inline void bulk_copy(uint32_t shared, const void* global, uint32_t b
       : "memory");
 }
 
+__device__ inline void bulk_copy(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 // The box of a tensor map at (column, row), in elements of the map, into shared memory as the map swizzles
 // it.
 __device__ inline void tile_copy(uint32_t shared, const void* tensor_map, int column, int row,

@@ -1,34 +1,139 @@
 #include "formats/quik/cuda/product.h"
 
+#include <algorithm>
 #include <cstring>
 
+#include "backend/cuda/device.h"
 #include "backend/cuda/tensor_map.h"
+#include "base/error.h"
 #include "formats/quik/cuda/kernels.h"
+#include "formats/quik/cuda/prompt_layout.h"
 
 namespace nibble::quik_cuda {
+namespace {
 
-Product::Product(const Weights& weights, const Activations& activations)
-    : weights_(weights), activations_(activations), maps_() {
-  static_assert(sizeof(TileMaps) == sizeof(Maps));
-  TileMaps maps = {};
-  maps.codes = cuda::make_tile_map(cuda::TileType::kBytes, activations.codes, activations.tokens,
-                                   weights.k_int, activations.code_stride, kTileTokens);
-  maps.weights = cuda::make_tile_map(cuda::TileType::kBytes, weights.codes, weights.n, weights.k_int,
-                                     weights.code_stride, kTileOutputs);
-  if (weights.outliers > 0) {
-    maps.outliers = cuda::make_tile_map(cuda::TileType::kHalf, activations.outliers, activations.tokens,
-                                        weights.outliers, 2 * activations.outlier_stride, kTileTokens);
-    maps.outlier_weights = cuda::make_tile_map(cuda::TileType::kHalf, weights.outlier_weights, weights.n,
-                                               weights.outliers, 2 * weights.outlier_stride, kTileOutputs);
-  }
-  std::memcpy(&maps_, &maps, sizeof maps);
+template <typename Number>
+Number round_up(Number value, Number unit) {
+  return (value + unit - 1) / unit * unit;
 }
 
-cudaError_t Product::launch(__half* y, int32_t* accumulators, int multiprocessors,
-                            cudaStream_t stream) const {
-  TileMaps maps;
-  std::memcpy(&maps, &maps_, sizeof maps);
-  return launch_product(maps, weights_, activations_, y, accumulators, multiprocessors, stream);
+// Where the arrays of Activations lie one after the other.
+struct Places {
+  int64_t code_stride, outlier_stride;
+  size_t outliers, scales, zeros, bytes;
+
+  Places(int tokens, int columns, int outlier_count)
+      : code_stride(round_up(columns, kCodeUnit)), outlier_stride(round_up(outlier_count, kOutlierUnit)) {
+    const auto rows = static_cast<size_t>(tokens), numbers = round_up(4 * rows, size_t{256});
+    outliers = round_up(rows * static_cast<size_t>(code_stride), size_t{256});
+    scales = outliers + round_up(rows * static_cast<size_t>(2 * outlier_stride), size_t{256});
+    zeros = scales + numbers;
+    bytes = zeros + numbers;
+  }
+};
+
+}  // namespace
+
+size_t activation_bytes(int tokens, int columns, int outliers) {
+  return Places(tokens, columns, outliers).bytes;
+}
+
+Activations place_activations(void* memory, int tokens, int columns, int outliers) {
+  const Places places(tokens, columns, outliers);
+  uint8_t* const base = static_cast<uint8_t*>(memory);
+  return {.codes = base,
+          .code_stride = places.code_stride,
+          .scales = reinterpret_cast<float*>(base + places.scales),
+          .zeros = reinterpret_cast<int32_t*>(base + places.zeros),
+          .outliers = reinterpret_cast<__half*>(base + places.outliers),
+          .outlier_stride = places.outlier_stride};
+}
+
+std::vector<uint32_t> column_words(int k, std::span<const int32_t> outlier_columns) {
+  std::vector<uint32_t> words(static_cast<size_t>(k + 7) / 8);
+  size_t next = 0;
+  for (size_t v = 0; v < words.size(); ++v) {
+    const auto before = static_cast<uint32_t>(next);
+    uint32_t mask = 0;
+    for (uint32_t e = 0; e < 8; ++e) {
+      const auto column = static_cast<int32_t>(8 * v + e);
+      const bool outlier = next < outlier_columns.size() && outlier_columns[next] == column;
+      if (outlier) ++next;
+      if (outlier || column >= k) mask |= 1u << e;
+    }
+    words[v] = column_word(before, mask);
+  }
+  return words;
+}
+
+Product::Product(const group_int_a8_cuda::FewTokensOperand& weights, const Activations& activations,
+                 int tokens, __half* y, int64_t y_stride, const Configuration& configuration,
+                 int multiprocessors)
+    : configuration_(configuration) {
+  static_assert(sizeof(ProductArguments) <= sizeof(arguments_));
+  const group_int_a8_cuda::FewTokensShape& shape = weights.shape;
+  NIBBLE_CHECK(weights.form == group_int_a8_cuda::FewTokensForm::kRows);
+  const ProductSizes sizes = {configuration.tile_tokens, configuration.share, configuration.split,
+                              shape.weight_bits};
+  kernel_ = shape.weight_bits == 8 ? int8_product_kernel(configuration) : int4_product_kernel(configuration);
+  if (kernel_ == nullptr)
+    fail("there is no product of {} tokens for {} bits", sizes.tokens, shape.weight_bits);
+
+  ProductArguments a = {};
+  a.weights = cuda::make_byte_map(weights.slots, shape.tiles(), shape.tile_bytes(), kTileOutputs / 16,
+                                  sizes.weight_box());
+  a.codes = cuda::make_tile_map(cuda::TileType::kBytes, activations.codes, tokens,
+                                round_up(static_cast<int>(shape.columns), kCodeUnit), activations.code_stride,
+                                sizes.tokens / sizes.share);
+  if (shape.outliers > 0) {
+    a.outliers = cuda::make_tile_map(cuda::TileType::kHalf, activations.outliers, tokens,
+                                     activations.outlier_stride, 2 * activations.outlier_stride,
+                                     sizes.own_tokens() / sizes.share, sizes.outlier_row());
+  }
+  a.y = cuda::make_tile_map(cuda::TileType::kHalf, y, tokens, shape.n, 2 * y_stride, sizes.chunk_tokens());
+  a.scales = weights.row_scales;
+  a.code_sums = weights.code_sums;
+  a.bias = weights.bias;
+  a.token_scales = activations.scales;
+  a.token_zeros = activations.zeros;
+  a.n = static_cast<int>(shape.n);
+  a.tokens = tokens;
+  a.integer_blocks = static_cast<int>(round_up(shape.columns, int64_t{kBlockColumns}) / kBlockColumns);
+  a.outlier_blocks = (static_cast<int>(shape.outliers) + sizes.outliers() - 1) / sizes.outliers();
+  a.outlier_offset = static_cast<int>(shape.integer_slots() * shape.slot_bytes() / 8);
+  a.raster = std::max(1, 2048 / sizes.tokens);
+  a.lag = configuration.lag;
+  std::memcpy(arguments_, &a, sizeof a);
+
+  const int cluster = sizes.share * sizes.split;
+  const int token_tiles = round_up(tokens, sizes.tokens) / sizes.tokens;
+  const int output_groups = round_up(a.n, kTileOutputs * sizes.share) / (kTileOutputs * sizes.share);
+  // Those that share columns take one tile each; the others go on to further tiles.
+  const int tiles = token_tiles * output_groups;
+  blocks_ = cluster * (sizes.split > 1 ? tiles : std::min(tiles, multiprocessors / cluster));
+  shared_bytes_ = sizes.shared();
+  cuda::check(cudaFuncSetAttribute(kernel_, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_),
+              "preparing a product");
+}
+
+cudaError_t Product::launch(int32_t* accumulators, cudaStream_t stream) const {
+  ProductArguments a;
+  std::memcpy(&a, arguments_, sizeof a);
+  a.accumulators = accumulators;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(configuration_.share * configuration_.split), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks_);
+  config.blockDim = dim3(kProductThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes_);
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  void* pointers[] = {&a};
+  return cudaLaunchKernelExC(&config, kernel_, pointers);
 }
 
 }  // namespace nibble::quik_cuda

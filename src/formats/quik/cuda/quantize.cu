@@ -1,110 +1,209 @@
-// One block per token: the row in shared memory, its range over the integer columns, then codes and outliers.
+// One block per token, which holds its row in registers from the range to the codes. Codes are packed side by
+// side in shared memory (outliers fall out), then written in the order of prompt_layout.h. Bound by
+// instructions as much as by memory: hence one division per token, and masks by multiplication.
 #include "backend/cuda/ptx.cuh"
 #include "formats/quik/cuda/product.h"
+#include "formats/quik/cuda/prompt_layout.h"
+#include "formats/quik/cuda/token_codes.h"
 
 namespace nibble::quik_cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kMaximumThreads = 512;
 
-__device__ inline float warp_min(float v) {
-  for (int lane = 16; lane > 0; lane /= 2) v = fminf(v, __shfl_xor_sync(0xffffffffu, v, lane));
-  return v;
-}
-__device__ inline float warp_max(float v) {
-  for (int lane = 16; lane > 0; lane /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, lane));
-  return v;
+struct QuantizeArguments {
+  const __half* x;
+  int64_t x_stride;
+  Columns columns;
+  int integers, top;  // integer columns, largest code
+  Activations out;
+};
+
+// Columns 8 v to 8 v + 7 of a row; zeros beyond k.
+template <bool kAligned>
+__device__ inline uint4 load_vector(const __half* row, int v, int k) {
+  if constexpr (kAligned) {
+    return *reinterpret_cast<const uint4*>(row + 8 * v);
+  } else {
+    uint32_t w[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int column = 8 * v + 2 * i;
+      const uint32_t low = column < k ? __half_as_ushort(row[column]) : 0;
+      const uint32_t high = column + 1 < k ? __half_as_ushort(row[column + 1]) : 0;
+      w[i] = low | high << 16;
+    }
+    return make_uint4(w[0], w[1], w[2], w[3]);
+  }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    quantize_kernel(const __half* x, const Weights weights, int bits, Activations out) {
-  extern __shared__ __align__(16) __half row[];
-  __shared__ float low[kThreads / 32], high[kThreads / 32];
+__device__ inline __half2 as_pair(uint32_t bits) { return reinterpret_cast<const __half2&>(bits); }
+
+// Four times two columns with the outliers, whose bits in `mask` are set, replaced by zeros. The product puts
+// bit e of four into the sign of byte e; a byte permutation then spreads signs over pairs.
+__device__ inline void keep_integers(const uint4& x, uint32_t mask, __half2 (&pairs)[4]) {
+  const uint32_t kept = ~mask, low = (kept & 15) * 0x10204080u, high = (kept >> 4 & 15) * 0x10204080u;
+  pairs[0] = as_pair(x.x & __byte_perm(low, 0, 0x9988));
+  pairs[1] = as_pair(x.y & __byte_perm(low, 0, 0xBBAA));
+  pairs[2] = as_pair(x.z & __byte_perm(high, 0, 0x9988));
+  pairs[3] = as_pair(x.w & __byte_perm(high, 0, 0xBBAA));
+}
+
+// kVectors times 8 columns per thread.
+template <int kVectors, bool kAligned>
+__global__ void __launch_bounds__(kMaximumThreads, kVectors > 8   ? 1
+                                                   : kVectors > 4 ? 2
+                                                   : kVectors > 2 ? 3
+                                                                  : 4)
+    quantize_kernel(const QuantizeArguments a) {
+  extern __shared__ __align__(16) uint8_t codes[];
+  __shared__ __half2 lows[kMaximumThreads / 32], highs[kMaximumThreads / 32];
+  const int token = blockIdx.x, thread = threadIdx.x, threads = blockDim.x, vectors = (a.columns.k + 7) / 8;
+
+  uint32_t words[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int v = i * threads + thread;
+    words[i] = v < vectors ? __ldg(a.columns.words + v) : 0xFF;
+  }
   ptx::wait_for_previous_kernel();
   ptx::launch_dependents();
-  const int k = weights.k_int + weights.outliers, token = blockIdx.x;
-  const __half* const from = x + int64_t{token} * k;
-  if (k % 8 == 0) {
-    for (int i = threadIdx.x * 8; i < k; i += kThreads * 8) {
-      *reinterpret_cast<uint4*>(row + i) = *reinterpret_cast<const uint4*>(from + i);
-    }
-  } else {
-    for (int i = threadIdx.x; i < k; i += kThreads) row[i] = from[i];
-  }
-  __syncthreads();
-
-  float lo = 0, hi = 0;
-  for (int j = threadIdx.x; j < weights.k_int; j += kThreads) {
-    const float value = __half2float(row[__ldg(weights.integer_columns + j)]);
-    lo = fminf(lo, value);
-    hi = fmaxf(hi, value);
-  }
-  lo = warp_min(lo);
-  hi = warp_max(hi);
-  if (threadIdx.x % 32 == 0) {
-    low[threadIdx.x / 32] = lo;
-    high[threadIdx.x / 32] = hi;
-  }
-  __syncthreads();
-  for (int i = 0; i < kThreads / 32; ++i) {
-    lo = fminf(lo, low[i]);
-    hi = fmaxf(hi, high[i]);
-  }
-  const int top = (1 << bits) - 1;
-  float scale = __fdiv_rn(hi - lo, static_cast<float>(top));
-  if (scale == 0.0f) {
-    lo = -1.0f;
-    scale = __fdiv_rn(2.0f, static_cast<float>(top));
-  }
-  const int zero = __float2int_rn(__fdiv_rn(-lo, scale));
-
-  uint8_t* const codes = out.codes + int64_t{token} * out.code_stride;
-  for (int j = threadIdx.x * 4; j < out.code_stride; j += kThreads * 4) {
-    uint32_t word = 0;
+  const __half* const row = a.x + token * a.x_stride;
+  uint4 x[kVectors];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (j + e >= weights.k_int) break;
-      const float value = __half2float(row[__ldg(weights.integer_columns + j + e)]);
-      const int code = __float2int_rn(__fdiv_rn(value, scale)) + zero;
-      word |= static_cast<uint32_t>(min(max(code, 0), top)) << (8 * e);
+  for (int i = 0; i < kVectors; ++i) {
+    const int v = i * threads + thread;
+    x[i] = v < vectors ? load_vector<kAligned>(row, v, a.columns.k) : make_uint4(0, 0, 0, 0);
+  }
+
+  // The range, zero included. Comparisons of halves are exact, and a NaN stays.
+  __half2 low = __float2half2_rn(0.0f), high = low;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    __half2 pairs[4];
+    keep_integers(x[i], words[i], pairs);
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      low = __hmin2_nan(low, pairs[p]);
+      high = __hmax2_nan(high, pairs[p]);
     }
-    *reinterpret_cast<uint32_t*>(codes + j) = word;
   }
-  for (int o = threadIdx.x; o < weights.outliers; o += kThreads) {
-    out.outliers[int64_t{token} * out.outlier_stride + o] = row[__ldg(weights.outlier_columns + o)];
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) {
+    low = __hmin2_nan(low, __shfl_xor_sync(0xffffffffu, low, lane));
+    high = __hmax2_nan(high, __shfl_xor_sync(0xffffffffu, high, lane));
   }
-  if (threadIdx.x == 0) {
-    out.scales[token] = scale;
-    out.zeros[token] = zero;
+  if (thread % 32 == 0) {
+    lows[thread / 32] = low;
+    highs[thread / 32] = high;
+  }
+  for (int i = a.integers + thread; i < a.out.code_stride; i += threads) codes[i] = 0;
+  __syncthreads();
+  {
+    const int warp = min(thread % 32, threads / 32 - 1);
+    low = lows[warp];
+    high = highs[warp];
+#pragma unroll
+    for (int lane = 8; lane > 0; lane /= 2) {
+      low = __hmin2_nan(low, __shfl_xor_sync(0xffffffffu, low, lane));
+      high = __hmax2_nan(high, __shfl_xor_sync(0xffffffffu, high, lane));
+    }
+    static_assert(kMaximumThreads / 32 == 16);
+  }
+  const float lo = __half2float(__hmin_nan(__low2half(low), __high2half(low)));
+  const float hi = __half2float(__hmax_nan(__low2half(high), __high2half(high)));
+  const CodeRange range = code_range(lo, hi, a.top);
+  const CodeRule rule = code_rule(range, a.top);
+
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int v = i * threads + thread;
+    const uint32_t pairs[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
+    uint8_t* to = codes + 8 * v - (words[i] >> 8);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const __half value =
+          e % 2 == 0 ? __low2half(as_pair(pairs[e / 2])) : __high2half(as_pair(pairs[e / 2]));
+      const int32_t code = code_of(__half2float(value), rule);
+      if ((words[i] & 1u << e) == 0) *to++ = static_cast<uint8_t>(code);
+    }
+  }
+  // Pairs of outliers keep together in their order.
+  auto* const outliers_to = a.out.outliers + token * a.out.outlier_stride;
+  for (int o = 2 * thread; o < a.out.outlier_stride; o += 2 * threads) {
+    const __half zero = __ushort_as_half(0);
+    const __half first = o < a.columns.outliers ? row[__ldg(a.columns.outlier_columns + o)] : zero;
+    const __half second = o + 1 < a.columns.outliers ? row[__ldg(a.columns.outlier_columns + o + 1)] : zero;
+    *reinterpret_cast<__half2*>(outliers_to + outlier_position(o)) = __halves2half2(first, second);
+  }
+  __syncthreads();
+
+  // 16 bytes at p of a unit are words p / 16 % 2 + 2 (p / 32 % 2) + 4 q of its 16.
+  const auto* const code_words = reinterpret_cast<const uint32_t*>(codes);
+  auto* const to = reinterpret_cast<uint4*>(a.out.codes + token * a.out.code_stride);
+  for (int piece = thread; piece < a.out.code_stride / 16; piece += threads) {
+    const uint32_t* const from = code_words + piece / 4 * 16 + piece % 4;
+    static_assert(code_position(4) == 16 && code_position(8) == 32 && code_position(16) == 4 &&
+                  kCodeUnit == 64);
+    to[piece] = make_uint4(from[0], from[4], from[8], from[12]);
+  }
+  if (thread == 0) {
+    a.out.scales[token] = range.scale;
+    a.out.zeros[token] = range.zero;
+  }
+}
+
+template <bool kAligned>
+const void* find_kernel(int vectors_per_thread) {
+  switch (vectors_per_thread) {
+    case 1:
+      return reinterpret_cast<const void*>(quantize_kernel<1, kAligned>);
+    case 2:
+      return reinterpret_cast<const void*>(quantize_kernel<2, kAligned>);
+    case 4:
+      return reinterpret_cast<const void*>(quantize_kernel<4, kAligned>);
+    case 8:
+      return reinterpret_cast<const void*>(quantize_kernel<8, kAligned>);
+    default:
+      return reinterpret_cast<const void*>(quantize_kernel<16, kAligned>);
   }
 }
 
 }  // namespace
 
-cudaError_t launch_quantize(const __half* x, const Weights& weights, int bits, const Activations& out,
-                            cudaStream_t stream) {
-  if ((bits != 4 && bits != 8) || out.code_stride % 16 != 0 || out.code_stride < weights.k_int) {
+cudaError_t launch_quantize(const __half* x, int64_t x_stride, int tokens, const Columns& columns, int bits,
+                            const Activations& out, cudaStream_t stream) {
+  const int integers = columns.k - columns.outliers, vectors = (columns.k + 7) / 8;
+  if ((bits != 4 && bits != 8) || columns.k > 65536 || out.code_stride % kCodeUnit != 0 ||
+      out.code_stride < integers || out.outlier_stride % kOutlierUnit != 0 ||
+      out.outlier_stride < columns.outliers) {
     return cudaErrorInvalidValue;
   }
-  const size_t bytes = sizeof(__half) * static_cast<size_t>(weights.k_int + weights.outliers + 8);
-  if (bytes > 48 << 10) {
-    if (const cudaError_t error = cudaFuncSetAttribute(
-            quantize_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-        error != cudaSuccess) {
-      return error;
-    }
+  int per_thread = 1;
+  while (per_thread < 16 && vectors > per_thread * kMaximumThreads / (per_thread < 4 ? 2 : 1))
+    per_thread *= 2;
+  const int threads = ((vectors + per_thread - 1) / per_thread + 31) / 32 * 32;
+  const bool aligned = columns.k % 8 == 0 && x_stride % 8 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
+  const void* const kernel = aligned ? find_kernel<true>(per_thread) : find_kernel<false>(per_thread);
+  QuantizeArguments arguments = {x, x_stride, columns, integers, (1 << bits) - 1, out};
+  const auto bytes = static_cast<size_t>(out.code_stride);
+  if (const cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+      error != cudaSuccess) {
+    return error;
   }
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(out.tokens);
-  config.blockDim = dim3(kThreads);
+  config.gridDim = dim3(tokens);
+  config.blockDim = dim3(threads);
   config.dynamicSmemBytes = bytes;
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, quantize_kernel, x, weights, bits, out);
+  void* pointers[] = {&arguments};
+  return cudaLaunchKernelExC(&config, kernel, pointers);
 }
 
 }  // namespace nibble::quik_cuda
