@@ -65,6 +65,13 @@ void Buffer::download(void* to, size_t bytes) const {
   check(cudaMemcpy(to, data_, bytes, cudaMemcpyDeviceToHost), "copying from the GPU");
 }
 
+Buffer Buffer::clone() const {
+  if (bytes_ == 0) return {};
+  Buffer copy(bytes_);
+  check(cudaMemcpy(copy.data_, data_, bytes_, cudaMemcpyDeviceToDevice), "copying within the GPU");
+  return copy;
+}
+
 Stream::Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"); }
 Stream::~Stream() { cudaStreamDestroy(stream_); }
 void Stream::synchronize() const { check(cudaStreamSynchronize(stream_), "waiting for the GPU"); }

@@ -48,9 +48,12 @@ class DeviceLinear {
                        cudaStream_t stream) const = 0;
 
   // Called outside of any recording before forward() runs with so many tokens: for what is chosen by timing.
-  virtual void prepare(int tokens, void* workspace, cudaStream_t stream) {
+  virtual void prepare(int tokens, void* workspace, cudaStream_t stream) const {
     static_cast<void>(tokens), static_cast<void>(workspace), static_cast<void>(stream);
   }
+
+  // The same weights once more in other memory, for models of synthetic layers.
+  virtual std::unique_ptr<DeviceLinear> duplicate() const = 0;
 
   virtual LinearPath path(int tokens) const = 0;
   // Device memory that the weights take, in all their arrangements.
@@ -66,6 +69,8 @@ struct DeviceKernel {
   // Uploads `linears` (one, or several for which the format's can_fuse held and which `fuses` accepts).
   std::unique_ptr<DeviceLinear> (*load)(std::span<const PackedLinear* const> linears, const Device& device,
                                         ThreadPool& pool);
+  // Device memory that load() takes for one of the linears it is given.
+  size_t (*bytes)(const PackedLinear& linear);
   // Whether `b` can stand behind `a` in one DeviceLinear, given that the format's can_fuse holds.
   bool (*fuses)(const PackedLinear& a, const PackedLinear& b);
 };
