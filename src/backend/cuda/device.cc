@@ -19,8 +19,9 @@ void check_last(const char* what) { check(cudaGetLastError(), what); }
 Device open_device(int index) {
   Device device = {.index = index};
   int count = 0;
-  check(cudaGetDeviceCount(&count), "looking for NVIDIA GPUs");
-  if (index < 0 || index >= count) fail_usage("there is no GPU {}; this machine has {}", index, count);
+  check(cudaGetDeviceCount(&count), format_text("--device cuda:{}: looking for NVIDIA GPUs", index).c_str());
+  if (index < 0 || index >= count)
+    fail_usage("--device cuda:{}: there is no such GPU; this machine has {}", index, count);
   cudaDeviceProp properties = {};
   check(cudaGetDeviceProperties(&properties, index), "reading the GPU's properties");
   device.name = properties.name;

@@ -43,13 +43,13 @@ __global__ void embed_kernel(const __half* table, const int32_t* ids, int hidden
   for (int i = threadIdx.x; i < hidden; i += blockDim.x) to[i] = __half2float(from[i]);
 }
 
-__global__ void add_norm_kernel(float* residual, const __half* update, const int32_t* rows, const float* weight,
-                                float epsilon, int hidden, __half* out) {
+__global__ void add_norm_kernel(float* residual, const __half* update, const float* weight, float epsilon,
+                                int hidden, __half* out) {
   extern __shared__ __align__(16) float kept[];  // [hidden]
   ptx::wait_for_previous_kernel();
   ptx::launch_dependents();
-  const int64_t token = blockIdx.x, row = rows != nullptr ? rows[token] : token;
-  float4* const from = reinterpret_cast<float4*>(residual + row * hidden);
+  const int64_t token = blockIdx.x;
+  float4* const from = reinterpret_cast<float4*>(residual + token * hidden);
   const Half4* const more = reinterpret_cast<const Half4*>(update + token * hidden);
   float squares = 0;
   for (int i = threadIdx.x; i < hidden / 4; i += blockDim.x) {
@@ -227,7 +227,7 @@ __global__ void to_half_kernel(const T* values, int64_t count, __half* out, int*
 }
 
 __global__ void __launch_bounds__(1024)
-    argmax_kernel(const float* logits, int vocabulary, int32_t* id, int32_t* position) {
+    argmax_kernel(const float* logits, int vocabulary, int32_t* id, int32_t* position, int32_t* history) {
   __shared__ float best_of[32];
   __shared__ int index_of[32];
   ptx::wait_for_previous_kernel();
@@ -266,8 +266,10 @@ __global__ void __launch_bounds__(1024)
   index = index_of[threadIdx.x];
   reduce();
   if (threadIdx.x == 0) {
-    *id = bad ? -1 : index;
-    if (position != nullptr) *position += 1;
+    *id = min(index, vocabulary - 1);
+    const int next = *position + 1;
+    *position = next;
+    history[next] = bad ? -1 : index;
   }
 }
 
@@ -292,15 +294,15 @@ void launch_embed(const __half* table, const int32_t* ids, int tokens, int hidde
                    table, ids, hidden, residual);
 }
 
-void launch_add_norm(float* residual, const __half* update, const int32_t* rows, const float* weight,
-                     float epsilon, int tokens, int hidden, __half* out, cudaStream_t stream) {
-  if (hidden % 4 != 0 || (rows != nullptr && update != nullptr)) check(cudaErrorInvalidValue, "normalising");
+void launch_add_norm(float* residual, const __half* update, const float* weight, float epsilon, int tokens,
+                     int hidden, __half* out, cudaStream_t stream) {
+  if (hidden % 4 != 0) check(cudaErrorInvalidValue, "normalising");
   const size_t bytes = sizeof(float) * static_cast<size_t>(hidden);
   allow_shared_bytes(add_norm_kernel, bytes, "normalising");
   // A single token is waited for: all of it at once. Of many, several fit a multiprocessor.
   const int threads = tokens < 64 ? threads_for(hidden / 4) : std::min(256, threads_for(hidden / 4));
-  launch_dependent(add_norm_kernel, tokens, threads, bytes, stream, "normalising", residual, update, rows, weight,
-                   epsilon, hidden, out);
+  launch_dependent(add_norm_kernel, tokens, threads, bytes, stream, "normalising", residual, update, weight, epsilon,
+                   hidden, out);
 }
 
 void launch_add(float* residual, const __half* update, int64_t count, cudaStream_t stream) {
@@ -346,8 +348,9 @@ void launch_half_from_bf16(const uint16_t* values, int64_t count, __half* out, i
   check_last("rounding to FP16");
 }
 
-void launch_argmax(const float* logits, int vocabulary, int32_t* id, int32_t* position, cudaStream_t stream) {
-  launch_dependent(argmax_kernel, 1, 1024, 0, stream, "choosing a token", logits, vocabulary, id, position);
+void launch_argmax(const float* logits, int vocabulary, int32_t* id, int32_t* position, int32_t* history,
+                   cudaStream_t stream) {
+  launch_dependent(argmax_kernel, 1, 1024, 0, stream, "choosing a token", logits, vocabulary, id, position, history);
 }
 
 void launch_random_half(__half* values, int64_t count, float amplitude, uint32_t seed, cudaStream_t stream) {

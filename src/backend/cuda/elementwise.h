@@ -17,10 +17,9 @@ void launch_embed(const __half* table, const int32_t* ids, int tokens, int hidde
                   cudaStream_t stream);
 
 // residual [tokens, hidden] += update (null: nothing), then out [tokens, hidden] = residual / rms(residual) *
-// weight, with rms(r)^2 = mean(r^2) + epsilon. Where `rows` is not null, token t reads row rows[t] of residual,
-// which stays as it is (update must be null). hidden is a multiple of 4.
-void launch_add_norm(float* residual, const __half* update, const int32_t* rows, const float* weight,
-                     float epsilon, int tokens, int hidden, __half* out, cudaStream_t stream);
+// weight, with rms(r)^2 = mean(r^2) + epsilon. hidden is a multiple of 4.
+void launch_add_norm(float* residual, const __half* update, const float* weight, float epsilon, int tokens,
+                     int hidden, __half* out, cudaStream_t stream);
 
 // residual [count] += update.
 void launch_add(float* residual, const __half* update, int64_t count, cudaStream_t stream);
@@ -58,8 +57,10 @@ void launch_half_from_float(const float* values, int64_t count, __half* out, int
 void launch_half_from_bf16(const uint16_t* values, int64_t count, __half* out, int* overflowed,
                            cudaStream_t stream);
 
-// *id = the lowest index of the largest logit, or -1 when one is NaN or infinite; *position += 1 where not null.
-void launch_argmax(const float* logits, int vocabulary, int32_t* id, int32_t* position, cudaStream_t stream);
+// *id = the lowest index of the largest logit; *position += 1, then history[*position] = *id, or -1 when a logit is
+// NaN or infinite (*id is a valid index nevertheless).
+void launch_argmax(const float* logits, int vocabulary, int32_t* id, int32_t* position, int32_t* history,
+                   cudaStream_t stream);
 
 // values [count] = uniform in [-amplitude, amplitude], a function of the seed and the index.
 void launch_random_half(__half* values, int64_t count, float amplitude, uint32_t seed, cudaStream_t stream);
