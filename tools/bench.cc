@@ -259,7 +259,8 @@ Action add_bench(CLI::App& command) {
     if (common->engine_device().gpu >= 0) {
       if (shape->count() == 0 && model->count() == 0)
         fail_usage("MODEL or --shape is required.\nSee 'nibble bench --help'.");
-      if (options->batch != 1) fail_usage("-b {}: on a GPU one sequence is decoded at a time", options->batch);
+      if (options->batch != 1)
+        fail_usage("-b {}: on a GPU one sequence is decoded at a time", options->batch);
       if (shapes->recipe.empty()) shapes->recipe = "none";
       return bench_device({.model = options->model,
                            .shape = *shapes,

@@ -65,8 +65,8 @@ Subject open_subject(const DeviceBench& options, const CommonOptions& common) {
 std::map<std::string, int64_t> count_kernels(const DeviceModel& model) {
   std::map<std::string, int64_t> counts;
   for (const DeviceLinearFacts& facts : model.linears()) {
-    counts[format_text("{}{}: one token {}; prompt {}", facts.kernel, facts.slower ? " (slower)" : "", facts.decode,
-                       facts.prompt)] += static_cast<int64_t>(facts.names.size());
+    counts[format_text("{}{}: one token {}; prompt {}", facts.kernel, facts.slower ? " (slower)" : "",
+                       facts.decode, facts.prompt)] += static_cast<int64_t>(facts.names.size());
   }
   return counts;
 }
@@ -103,7 +103,8 @@ int bench_device(const DeviceBench& options, const CommonOptions& common) {
     sequence->truncate(0);
     if (options.depth > 0) sequence->append(before, nullptr, nullptr);
     measure_decode(std::min<int64_t>(options.generate, 4));
-    for (int64_t i = 0; i < options.repetitions; ++i) decode_seconds.push_back(measure_decode(options.generate));
+    for (int64_t i = 0; i < options.repetitions; ++i)
+      decode_seconds.push_back(measure_decode(options.generate));
   }
 
   const double prompt_median = median(prompt_seconds), decode_median = median(decode_seconds);
@@ -114,41 +115,43 @@ int bench_device(const DeviceBench& options, const CommonOptions& common) {
       return measured ? OrderedJson(value) : OrderedJson(nullptr);
     };
     const bool prompted = !prompt_seconds.empty(), decoded = !decode_seconds.empty();
-    write_json({{"device", model.device_name()},
-                {"model", name},
-                {"recipe", options.model.empty() ? OrderedJson(options.shape.recipe) : OrderedJson(nullptr)},
-                {"layers", model.spec().layers},
-                {"prompt_tokens_per_second",
-                 or_null(prompted, static_cast<double>(options.prompt) / prompt_median)},
-                {"decode_tokens_per_second", or_null(decoded, 1 / decode_median)},
-                {"prompt_seconds", prompt_seconds},
-                {"decode_seconds_per_token", decode_seconds},
-                {"prompt_tokens", options.prompt},
-                {"generated_tokens", options.generate},
-                {"depth", options.depth},
-                {"batch", 1},
-                {"cache_type_k", "f16"},
-                {"cache_type_v", "f16"},
-                {"cache_bytes", sequence->bytes()},
-                {"device_weight_bytes", model.weight_bytes()},
-                {"device_used_bytes", model.used_bytes()},
-                {"kernels", kernels}});
+    write_json(
+        {{"device", model.device_name()},
+         {"model", name},
+         {"recipe", options.model.empty() ? OrderedJson(options.shape.recipe) : OrderedJson(nullptr)},
+         {"layers", model.spec().layers},
+         {"prompt_tokens_per_second", or_null(prompted, static_cast<double>(options.prompt) / prompt_median)},
+         {"decode_tokens_per_second", or_null(decoded, 1 / decode_median)},
+         {"prompt_seconds", prompt_seconds},
+         {"decode_seconds_per_token", decode_seconds},
+         {"prompt_tokens", options.prompt},
+         {"generated_tokens", options.generate},
+         {"depth", options.depth},
+         {"batch", 1},
+         {"cache_type_k", "f16"},
+         {"cache_type_v", "f16"},
+         {"cache_bytes", sequence->bytes()},
+         {"device_weight_bytes", model.weight_bytes()},
+         {"device_used_bytes", model.used_bytes()},
+         {"kernels", kernels}});
     return kExitDone;
   }
-  write_output(format_text("{} on {}{}, {} layers\n", name, model.device_name(),
-                           options.model.empty() ? ", recipe " + options.shape.recipe + ", synthetic weights" : "",
-                           model.spec().layers));
+  write_output(
+      format_text("{} on {}{}, {} layers\n", name, model.device_name(),
+                  options.model.empty() ? ", recipe " + options.shape.recipe + ", synthetic weights" : "",
+                  model.spec().layers));
   if (!prompt_seconds.empty()) {
-    write_output(format_text("prompt   {} tokens: {:.3f} ms, {:.0f} tokens/s (median of {})\n", options.prompt,
-                             1e3 * prompt_median, static_cast<double>(options.prompt) / prompt_median,
-                             prompt_seconds.size()));
+    write_output(format_text("prompt   {} tokens: {:.3f} ms, {:.0f} tokens/s (median of {})\n",
+                             options.prompt, 1e3 * prompt_median,
+                             static_cast<double>(options.prompt) / prompt_median, prompt_seconds.size()));
   }
   if (!decode_seconds.empty()) {
-    write_output(format_text("decode   {} tokens at depth {}: {:.4f} ms each, {:.1f} tokens/s (median of {})\n",
-                             options.generate, options.depth, 1e3 * decode_median, 1 / decode_median,
-                             decode_seconds.size()));
+    write_output(format_text(
+        "decode   {} tokens at depth {}: {:.4f} ms each, {:.1f} tokens/s (median of {})\n", options.generate,
+        options.depth, 1e3 * decode_median, 1 / decode_median, decode_seconds.size()));
   }
-  for (const auto& [text, count] : kernels) write_output(format_text("kernels  {} linears: {}\n", count, text));
+  for (const auto& [text, count] : kernels)
+    write_output(format_text("kernels  {} linears: {}\n", count, text));
   write_output(format_text("memory   {} of weights, {} of cache, {} of the GPU in use\n",
                            format_bytes(static_cast<double>(model.weight_bytes())),
                            format_bytes(static_cast<double>(sequence->bytes())),

@@ -37,8 +37,8 @@ struct CommonOptions {
 
   bool strict = false;
 
-  // Sets the log level and checks the device: to be called first by an action, which says whether it can use a
-  // GPU. Throws Error for a device that this program cannot use.
+  // Sets the log level and checks the device: to be called first by an action, which says whether it can use
+  // a GPU. Throws Error for a device that this program cannot use.
   void apply(bool uses_gpu = false) const;
   // For Engine::open().
   EngineDevice engine_device() const;

@@ -21,8 +21,8 @@ struct LogitsCommand {
 int write_logits(const LogitsCommand& options, const CommonOptions& common) {
   // Claimed first: a place that cannot be written should be refused before the work, not after.
   AtomicOutput output(options.output, false, true);
-  const auto engine = Engine::open(options.model, std::make_shared<ThreadPool>(common.threads), 0,
-                                   common.engine_device());
+  const auto engine =
+      Engine::open(options.model, std::make_shared<ThreadPool>(common.threads), 0, common.engine_device());
   const CacheTypes cache = engine->cache_types({cache_type_from_name(options.key_cache, "--cache-type-k"),
                                                 cache_type_from_name(options.value_cache, "--cache-type-v")});
   std::vector<int32_t> ids;

@@ -33,11 +33,10 @@ void print_rates(const Generation& result) {
 }
 
 int run(const RunOptions& options, const CommonOptions& common) {
-  LanguageModel model =
-      LanguageModel::load(options.model, {.threads = common.threads,
-                                          .context_length = options.context,
-                                          .device = common.device,
-                                          .strict = common.strict});
+  LanguageModel model = LanguageModel::load(options.model, {.threads = common.threads,
+                                                            .context_length = options.context,
+                                                            .device = common.device,
+                                                            .strict = common.strict});
   std::vector<int32_t> ids;
   if (!options.prompt_ids.empty()) {
     ids = parse_token_ids(options.prompt_ids, "--prompt-ids");

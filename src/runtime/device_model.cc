@@ -24,11 +24,15 @@ namespace {
 }  // namespace
 
 void require_device(int device) { fail_without_cuda(device); }
+std::vector<DeviceLinearFacts> describe_device_linears(const Model&, int device) {
+  fail_without_cuda(device);
+}
 std::unique_ptr<DeviceModel> load_device_model(const Model&, int device, int64_t, ThreadPool&) {
   fail_without_cuda(device);
 }
-std::unique_ptr<DeviceModel> make_synthetic_device_model(const ModelSpec&, std::span<const PackedLinear* const>,
-                                                         int device, int64_t, ThreadPool&) {
+std::unique_ptr<DeviceModel> make_synthetic_device_model(const ModelSpec&,
+                                                         std::span<const PackedLinear* const>, int device,
+                                                         int64_t, ThreadPool&) {
   fail_without_cuda(device);
 }
 #endif

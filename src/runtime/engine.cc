@@ -21,8 +21,8 @@ void announce_slower_paths(const DeviceModel& device, const std::string& path, b
   }
   if (count == 0) return;
   const std::string what =
-      format_text("{}: {} linears are taken apart to FP16 on {}, for want of a kernel, such as {}", path, count,
-                  device.device_name(), example);
+      format_text("{}: {} linears are taken apart to FP16 on {}, for want of a kernel, such as {}", path,
+                  count, device.device_name(), example);
   if (strict) fail("{}; --strict allows no slower path", what);
   log_warning("{}", what);
 }
@@ -42,9 +42,8 @@ std::unique_ptr<Engine> Engine::open(const std::filesystem::path& path, std::sha
     log_warning("{}: a context of {} tokens was asked for, but the model was made for {}", path.string(),
                 context_length, own_context);
   }
-  engine->model_ =
-      Model::load(engine->checkpoint_, *engine->pool_,
-                  {.context_length = engine->context_length_ + 1, .prepare = device.gpu < 0});
+  engine->model_ = Model::load(engine->checkpoint_, *engine->pool_,
+                               {.context_length = engine->context_length_ + 1, .prepare = device.gpu < 0});
   if (device.gpu >= 0) {
     engine->device_ =
         load_device_model(*engine->model_, device.gpu, engine->context_length_ + 1, *engine->pool_);

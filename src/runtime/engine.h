@@ -32,8 +32,8 @@ class Engine {
   // Throws Error for a path that is no model, a broken one, or one of an unknown architecture.
   // `context_length` 0 means the model's own. The position tables hold one position more: perplexity's
   // windows may fill the context with a BOS in front.
-  // On a GPU the slower paths that linears take there are announced. Throws Error for a GPU that cannot be used,
-  // has too little memory, or has no way of running the model.
+  // On a GPU the slower paths that linears take there are announced. Throws Error for a GPU that cannot be
+  // used, has too little memory, or has no way of running the model.
   static std::unique_ptr<Engine> open(const std::filesystem::path& path, std::shared_ptr<ThreadPool> pool,
                                       int64_t context_length = 0, const EngineDevice& device = {});
 

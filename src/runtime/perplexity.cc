@@ -64,8 +64,9 @@ class WindowRunner : public LogitsSource {
     if (sequence_) {
       for (int64_t row = 0; row < tokens_; row += length_) {
         sequence_->truncate(0);
-        sequence_->append(std::span(batch.ids).subspan(static_cast<size_t>(row), static_cast<size_t>(length_)),
-                          hidden_.data() + row * hidden_size, nullptr);
+        sequence_->append(
+            std::span(batch.ids).subspan(static_cast<size_t>(row), static_cast<size_t>(length_)),
+            hidden_.data() + row * hidden_size, nullptr);
       }
       return keep(batch);
     }

@@ -1,5 +1,5 @@
-// Attention, rotation and the cache on the GPU against plain loops in FP64, at shapes that end within pages and
-// tiles. Skipped where there is no GPU.
+// Attention, rotation and the cache on the GPU against plain loops in FP64, at shapes that end within pages
+// and tiles. Skipped where there is no GPU.
 #include "backend/cuda/attention.h"
 
 #include <gtest/gtest.h>
@@ -30,8 +30,8 @@ class TestCache {
         values_(std::vector<uint16_t>(size(), 0)) {}
 
   LayerCache layer() const {
-    return {reinterpret_cast<__half*>(keys_.device()), reinterpret_cast<__half*>(values_.device()), table_.device(),
-            shape_.kv_heads, shape_.head_dim};
+    return {reinterpret_cast<__half*>(keys_.device()), reinterpret_cast<__half*>(values_.device()),
+            table_.device(), shape_.kv_heads, shape_.head_dim};
   }
   int pages() const { return pages_; }
   size_t key_at(int position, int head, int d) const {
@@ -50,7 +50,9 @@ class TestCache {
     std::shuffle(table.begin(), table.end(), std::mt19937(3));
     return table;
   }
-  size_t size() const { return static_cast<size_t>(pages_) * shape_.kv_heads * kPagePositions * shape_.head_dim; }
+  size_t size() const {
+    return static_cast<size_t>(pages_) * shape_.kv_heads * kPagePositions * shape_.head_dim;
+  }
   int64_t offset(int position, int head) const {
     return layer_offset(table_.host()[static_cast<size_t>(position / kPagePositions)], head);
   }
@@ -106,7 +108,8 @@ TEST_P(Attention, EqualsPlainLoops) {
                                     .cache = cache.layer()};
   const CacheMaps maps = make_cache_maps(cache.layer(), cache.pages());
   attention(problem, maps, workspace.device(), device.multiprocessors, stream.get());
-  attention(problem, maps, workspace.device(), device.multiprocessors, stream.get());  // the workspace serves twice
+  attention(problem, maps, workspace.device(), device.multiprocessors,
+            stream.get());  // the workspace serves twice
   stream.synchronize();
   out.download();
 
@@ -119,7 +122,8 @@ TEST_P(Attention, EqualsPlainLoops) {
       for (int key = begin; key <= position; ++key) {
         double score = 0;
         for (int d = 0; d < c.head_dim; ++d) {
-          score += double{f16_to_float(qkv.host()[static_cast<size_t>(t * shape.stride() + head * c.head_dim + d)])} *
+          score += double{f16_to_float(
+                       qkv.host()[static_cast<size_t>(t * shape.stride() + head * c.head_dim + d)])} *
                    double{f16_to_float(cache.keys().host()[cache.key_at(key, kv_head, d)])};
         }
         weights.push_back(score * scale);
@@ -132,14 +136,16 @@ TEST_P(Attention, EqualsPlainLoops) {
         for (size_t i = 0; i < weights.size(); ++i) {
           const double term =
               weights[i] / total *
-              double{f16_to_float(cache.values().host()[cache.value_at(begin + static_cast<int>(i), kv_head, d)])};
+              double{f16_to_float(
+                  cache.values().host()[cache.value_at(begin + static_cast<int>(i), kv_head, d)])};
           sum += term;
           magnitude += std::fabs(term);
         }
         // Weights are rounded to F16, and so is the result.
         const double bound = 0x1p-10 * magnitude + 0x1p-10 * std::fabs(sum) + 2e-5;
         const auto at = static_cast<size_t>((t * c.heads + head) * c.head_dim + d);
-        ASSERT_NEAR(f16_to_float(out.host()[at]), sum, bound) << "token " << t << " head " << head << " d " << d;
+        ASSERT_NEAR(f16_to_float(out.host()[at]), sum, bound)
+            << "token " << t << " head " << head << " d " << d;
       }
     }
   }
@@ -147,17 +153,16 @@ TEST_P(Attention, EqualsPlainLoops) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, Attention,
-    ::testing::Values(AttentionCase{4, 4, 128, 0, 1}, AttentionCase{4, 2, 128, 1000, 1},
-                      AttentionCase{32, 8, 64, 2047, 1}, AttentionCase{16, 1, 64, 300, 2},
-                      AttentionCase{9, 3, 64, 62, 4}, AttentionCase{6, 2, 96, 517, 3}, AttentionCase{4, 2, 32, 33, 1},
-                      AttentionCase{8, 8, 128, 4000, 1}, AttentionCase{8, 2, 128, 700, 2, 100},
-                      AttentionCase{8, 2, 64, 31, 1, 5}, AttentionCase{4, 2, 128, 0, 5},
-                      AttentionCase{4, 2, 128, 0, 64}, AttentionCase{4, 2, 128, 0, 129},
-                      AttentionCase{2, 2, 128, 37, 300}, AttentionCase{3, 1, 64, 0, 400},
-                      AttentionCase{4, 1, 64, 200, 77}, AttentionCase{4, 2, 128, 0, 333, 50},
-                      AttentionCase{4, 2, 64, 100, 333, 128}, AttentionCase{4, 2, 16, 0, 50},
-                      AttentionCase{2, 1, 80, 10, 37}, AttentionCase{2, 1, 256, 5, 20, 7},
-                      AttentionCase{2, 2, 16, 90, 1}, AttentionCase{2, 2, 32, 3, 40}));
+    ::testing::Values(
+        AttentionCase{4, 4, 128, 0, 1}, AttentionCase{4, 2, 128, 1000, 1}, AttentionCase{32, 8, 64, 2047, 1},
+        AttentionCase{16, 1, 64, 300, 2}, AttentionCase{9, 3, 64, 62, 4}, AttentionCase{6, 2, 96, 517, 3},
+        AttentionCase{4, 2, 32, 33, 1}, AttentionCase{8, 8, 128, 4000, 1},
+        AttentionCase{8, 2, 128, 700, 2, 100}, AttentionCase{8, 2, 64, 31, 1, 5},
+        AttentionCase{4, 2, 128, 0, 5}, AttentionCase{4, 2, 128, 0, 64}, AttentionCase{4, 2, 128, 0, 129},
+        AttentionCase{2, 2, 128, 37, 300}, AttentionCase{3, 1, 64, 0, 400}, AttentionCase{4, 1, 64, 200, 77},
+        AttentionCase{4, 2, 128, 0, 333, 50}, AttentionCase{4, 2, 64, 100, 333, 128},
+        AttentionCase{4, 2, 16, 0, 50}, AttentionCase{2, 1, 80, 10, 37}, AttentionCase{2, 1, 256, 5, 20, 7},
+        AttentionCase{2, 2, 16, 90, 1}, AttentionCase{2, 2, 32, 3, 40}));
 
 struct RotateCase {
   int heads, kv_heads, head_dim, first, tokens;
@@ -247,8 +252,10 @@ TEST_P(Rotate, RotatesAndStores) {
 INSTANTIATE_TEST_SUITE_P(Shapes, Rotate,
                          ::testing::Values(RotateCase{4, 2, 128, 0, 1}, RotateCase{4, 4, 64, 63, 3},
                                            RotateCase{9, 3, 64, 61, 200, false, true},
-                                           RotateCase{2, 1, 16, 5, 70, true}, RotateCase{2, 2, 256, 100, 65, true, true},
-                                           RotateCase{3, 1, 96, 4000, 130}, RotateCase{2, 1, 128, 1, 5, false, false, false}));
+                                           RotateCase{2, 1, 16, 5, 70, true},
+                                           RotateCase{2, 2, 256, 100, 65, true, true},
+                                           RotateCase{3, 1, 96, 4000, 130},
+                                           RotateCase{2, 1, 128, 1, 5, false, false, false}));
 
 }  // namespace
 }  // namespace nibble::cuda

@@ -34,8 +34,8 @@ TEST_F(Elementwise, AddsAndNormalises) {
         const DeviceArray<float> weight(random_floats(static_cast<size_t>(hidden), generator));
         const DeviceArray<uint16_t> more(random_halves(count, generator));
         DeviceArray<uint16_t> out(std::vector<uint16_t>(count, 0x7E00));
-        launch_add_norm(residual.device(), update ? halves(more) : nullptr, weight.device(), 1e-5f, tokens, hidden,
-                        halves(out), stream.get());
+        launch_add_norm(residual.device(), update ? halves(more) : nullptr, weight.device(), 1e-5f, tokens,
+                        hidden, halves(out), stream.get());
         stream.synchronize();
         residual.download();
         out.download();
@@ -88,7 +88,8 @@ TEST_F(Elementwise, LooksEmbeddingsUpAndAdds) {
   const Stream stream;
   std::mt19937 generator(3);
   const int hidden = 72, tokens = 7;
-  const DeviceArray<uint16_t> table(random_halves(50 * hidden, generator)), more(random_halves(tokens * hidden, generator));
+  const DeviceArray<uint16_t> table(random_halves(50 * hidden, generator)),
+      more(random_halves(tokens * hidden, generator));
   const DeviceArray<int32_t> ids({3, 49, 0, 7, 7, 12, 1});
   DeviceArray<float> residual(std::vector<float>(tokens * hidden, NAN));
   launch_embed(halves(table), ids.device(), tokens, hidden, residual.device(), stream.get());
@@ -117,7 +118,8 @@ TEST_F(Elementwise, AddsABias) {
     const auto at = static_cast<size_t>(i);
     const bool inside = i % stride < n;
     const uint16_t expected =
-        inside ? float_to_f16(f16_to_float(before[at]) + bias.host()[static_cast<size_t>(i % stride)]) : before[at];
+        inside ? float_to_f16(f16_to_float(before[at]) + bias.host()[static_cast<size_t>(i % stride)])
+               : before[at];
     EXPECT_EQ(y.host()[at], expected) << i;
   }
 }
@@ -134,7 +136,8 @@ TEST_F(Elementwise, ChoosesTheFirstOfTheLargest) {
       if (bad) logits[static_cast<size_t>(vocabulary / 2)] = NAN;
       const DeviceArray<float> device(logits);
       DeviceArray<int32_t> control({4, -7}), history(std::vector<int32_t>(8, -5));
-      launch_argmax(device.device(), vocabulary, control.device() + 1, control.device(), history.device(), stream.get());
+      launch_argmax(device.device(), vocabulary, control.device() + 1, control.device(), history.device(),
+                    stream.get());
       stream.synchronize();
       control.download();
       history.download();
@@ -156,7 +159,8 @@ TEST_F(Elementwise, RoundsWeights) {
   for (const float value : values) bf16.push_back(float_to_bf16(value));
   const DeviceArray<float> from(values);
   const DeviceArray<uint16_t> from_bf16(bf16);
-  DeviceArray<uint16_t> out(std::vector<uint16_t>(values.size(), 0x7E00)), out_bf16 = DeviceArray<uint16_t>(out.host());
+  DeviceArray<uint16_t> out(std::vector<uint16_t>(values.size(), 0x7E00)),
+      out_bf16 = DeviceArray<uint16_t>(out.host());
   DeviceArray<int> overflowed({0});
   const auto count = static_cast<int64_t>(values.size());
   launch_half_from_float(from.device(), count, halves(out), overflowed.device(), stream.get());

@@ -36,23 +36,36 @@ class DeviceModelTest : public ::testing::Test {
     if (const std::string problem = gpu_problem(); !problem.empty()) GTEST_SKIP() << problem;
   }
   // Teacher-forced on text: the most likely tokens and the perplexity are the CPU's.
-  static void expect_agreement(const std::filesystem::path& model) {
+  static void expect_agreement(const std::filesystem::path& model, bool quantized_activations) {
     const auto cpu = Engine::open(model, pool());
     const auto gpu = Engine::open(model, pool(), 0, {.gpu = 0});
     const ScoringWindows windows = windows_of(*cpu, 200, 24);
     const PerplexityResult expected = measure_perplexity(*cpu, windows, nullptr);
     const PerplexityResult got = measure_perplexity(*gpu, windows, cpu.get());
-    EXPECT_GE(got.top1_agreement, 0.99) << model;
-    EXPECT_NEAR(got.perplexity / expected.perplexity, 1, 0.002) << model;
-    std::cout << model.filename().string() << ": perplexity " << got.perplexity << ", CPU " << expected.perplexity
-              << ", top-1 agreement " << got.top1_agreement << ", KL " << got.kl_divergence << " over " << got.tokens
-              << " tokens\n";
+    double least_agreement = 0.99, perplexity_bound = 0.002;
+    if (quantized_activations) {
+      // A code of an activation flips with the last bit of a float, and a flipped code is an error as large
+      // as quantization's own: the CPU with its cache in F16 instead of F32 does not agree with itself to 99
+      // % either. That is the yardstick, for an engine that rounds more than the cache.
+      const PerplexityResult itself = measure_perplexity(*cpu, windows, cpu.get(), CacheType::kF16);
+      std::cout << "CPU, cache in F16: perplexity " << itself.perplexity << ", top-1 agreement "
+                << itself.top1_agreement << ", KL " << itself.kl_divergence << "\n";
+      least_agreement = std::min(least_agreement, itself.top1_agreement - 0.06);
+      perplexity_bound =
+          std::max(perplexity_bound, 2 * std::fabs(itself.perplexity / expected.perplexity - 1));
+      EXPECT_LE(got.kl_divergence, 4 * itself.kl_divergence);
+    }
+    EXPECT_GE(got.top1_agreement, least_agreement) << model;
+    EXPECT_NEAR(got.perplexity / expected.perplexity, 1, perplexity_bound) << model;
+    std::cout << model.filename().string() << ": perplexity " << got.perplexity << ", CPU "
+              << expected.perplexity << ", top-1 agreement " << got.top1_agreement << ", KL "
+              << got.kl_divergence << " over " << got.tokens << " tokens\n";
   }
 };
 
 TEST_F(DeviceModelTest, AgreesInSixteenBits) {
-  expect_agreement(kFixtures + "/llama_outliers");
-  expect_agreement(kFixtures + "/qwen3");
+  expect_agreement(kFixtures + "/llama_outliers", false);
+  expect_agreement(kFixtures + "/qwen3", false);
 }
 
 class QuantizedDeviceModel : public DeviceModelTest, public ::testing::WithParamInterface<const char*> {};
@@ -65,10 +78,7 @@ TEST_P(QuantizedDeviceModel, Agrees) {
             .recipe = GetParam(),
             .calibration_ids = source + "/calibration_ids.safetensors",
             .embedding_bits = 16});
-  expect_agreement(folder.path() / GetParam());
-  const auto gpu = Engine::open(folder.path() / GetParam(), pool(), 0, {.gpu = 0});
-  for (const DeviceLinearFacts& facts : gpu->device()->linears())
-    std::cout << facts.names.front() << ": " << facts.kernel << ": " << facts.decode << " | " << facts.prompt << "\n";
+  expect_agreement(folder.path() / GetParam(), std::string_view(GetParam()).starts_with("quik"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Recipes, QuantizedDeviceModel,
@@ -76,7 +86,8 @@ INSTANTIATE_TEST_SUITE_P(Recipes, QuantizedDeviceModel,
 
 // Every architecture and kind of rotation: logits after each token, in pieces of all sizes, beside the CPU's.
 TEST_F(DeviceModelTest, LogitsAreTheCpusWhateverThePieces) {
-  for (const char* name : {"/tiny/llama", "/tiny/llama3_rope", "/tiny/mistral", "/tiny/qwen2", "/tiny/qwen3", "/qwen3"}) {
+  for (const char* name :
+       {"/tiny/llama", "/tiny/llama3_rope", "/tiny/mistral", "/tiny/qwen2", "/tiny/qwen3", "/qwen3"}) {
     const auto cpu = Engine::open(kFixtures + name, pool());
     const auto gpu = Engine::open(kFixtures + name, pool(), 0, {.gpu = 0});
     const std::vector<int32_t> ids = windows_of(*cpu, 150, 1).ids;
@@ -145,7 +156,9 @@ TEST_F(DeviceModelTest, RefusesWhatDoesNotFit) {
 // 8-bit tables have no kernel here yet: told, and refused when asked to.
 TEST_F(DeviceModelTest, StrictRefusesSlowerPaths) {
   const testing::TemporaryFolder folder;
-  quantize({.model = kFixtures + "/llama_outliers", .output = folder.path() / "model", .recipe = "rtn-w4a16-g128"});
+  quantize({.model = kFixtures + "/llama_outliers",
+            .output = folder.path() / "model",
+            .recipe = "rtn-w4a16-g128"});
   EXPECT_NO_THROW(Engine::open(folder.path() / "model", pool(), 0, {.gpu = 0}));
   EXPECT_THROW(Engine::open(folder.path() / "model", pool(), 0, {.gpu = 0, .strict = true}), Error);
   EXPECT_NO_THROW(Engine::open(kFixtures + "/llama_outliers", pool(), 0, {.gpu = 0, .strict = true}));

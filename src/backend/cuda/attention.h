@@ -20,13 +20,13 @@ namespace nibble::cuda {
 
 struct AttentionProblem {
   HeadsShape shape;
-  const __half* qkv = nullptr;              // [tokens, shape.stride()]: rotated queries in front
-  __half* out = nullptr;                    // [tokens, heads * head_dim]
+  const __half* qkv = nullptr;  // [tokens, shape.stride()]: rotated queries in front
+  __half* out = nullptr;        // [tokens, heads * head_dim]
   int tokens = 0;
   const int32_t* first_position = nullptr;  // on the device, of token 0
   int window = 0;                           // positions that a query sees, itself included; 0: all
   float scale = 0;
-  LayerCache cache;                         // holds the keys and values of all tokens already
+  LayerCache cache;  // holds the keys and values of all tokens already
 };
 
 // How the copy engine sees a layer's part of the cache, for the prompt kernel.
@@ -43,7 +43,9 @@ const char* attention_kind_name(AttentionKind kind);  // "few", "prompt", "plain
 
 // Device memory that attention() needs, all zeros before the first call; it leaves it fit for the next.
 size_t attention_workspace_bytes(const HeadsShape& shape, int multiprocessors);
-// Enqueues the kernel that attention_kind() names. Throws Error when the launch is refused.
+// Enqueues the kernel that attention_kind() names. Position, table of pages, and keys and values of positions
+// before the first token's must have been there before any kernel of this pass started: they are read early.
+// Throws Error when the launch is refused.
 void attention(const AttentionProblem& problem, const CacheMaps& maps, void* workspace, int multiprocessors,
                cudaStream_t stream);
 

@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(32 * kWarps) plain_kernel(AttentionProblem pro
 }  // namespace
 
 void launch_attention_plain(const AttentionProblem& problem, cudaStream_t stream) {
-  launch_dependent(plain_kernel, dim3(problem.tokens, (problem.shape.heads + kWarps - 1) / kWarps), 32 * kWarps,
-                   0, stream, "attention", problem);
+  launch_dependent(plain_kernel, dim3(problem.tokens, (problem.shape.heads + kWarps - 1) / kWarps),
+                   32 * kWarps, 0, stream, "attention", problem);
 }
 
 }  // namespace nibble::cuda

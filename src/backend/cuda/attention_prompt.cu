@@ -1,8 +1,8 @@
-// Attention of many tokens, after FlashAttention-2 and -3 (Dao, arXiv 2307.08691; Shah et al., arXiv 2407.08608):
-// a block owns 128 queries of one head, two warpgroups of 64 each. One thread keeps a ring of tiles filled
-// through the copy engine: 64 keys, then 64 transposed values, and so on. Queries, scores, weights and results
-// stay in registers; while the tensor cores multiply the weights of one tile by its values and the queries by
-// the next tile's keys, the softmax of the latter waits only for the latter.
+// Attention of many tokens, after FlashAttention-2 and -3 (Dao, arXiv 2307.08691; Shah et al., arXiv
+// 2407.08608): a block owns 128 queries of one head, two warpgroups of 64 each. One thread keeps a ring of
+// tiles filled through the copy engine: 64 keys, then 64 transposed values, and so on. Queries, scores,
+// weights and results stay in registers; while the tensor cores multiply the weights of one tile by its
+// values and the queries by the next tile's keys, the softmax of the latter waits only for the latter.
 #include "backend/cuda/attention.h"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/ptx.cuh"
@@ -12,15 +12,16 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kGroupQueries = 64, kGroups = 2, kTileQueries = kGroups * kGroupQueries, kTileKeys = kPagePositions;
+constexpr int kGroupQueries = 64, kGroups = 2, kTileQueries = kGroups * kGroupQueries,
+              kTileKeys = kPagePositions;
 constexpr int kThreads = 128 * (kGroups + 1), kStages = 6;
 // Registers per thread are given out by warpgroup: the one that copies leaves most of its own to the others.
 constexpr int kCopyingRegisters = 24, kMultiplyingRegisters = 240;
 
 template <int kHeadDim>
-constexpr int kTileBytes = kTileKeys * kHeadDim * 2;
+constexpr int kTileBytes = kTileKeys* kHeadDim * 2;
 template <int kHeadDim>
-constexpr int kSharedBytes = kStages * kTileBytes<kHeadDim> + 1024;
+constexpr int kSharedBytes = kStages* kTileBytes<kHeadDim> + 1024;
 
 struct Ring {
   uint32_t bytes, full, empty, tile_bytes;
@@ -50,7 +51,8 @@ __device__ void produce(const CacheMaps& maps, const LayerCache& cache, int kv_h
     if (keys) {
 #pragma unroll
       for (int part = 0; part < kHeadDim / 64; ++part) {
-        ptx::tile_copy(ring.tile() + part * kTileKeys * 128, &maps.keys, 64 * part, row * kTileKeys, ring.filled());
+        ptx::tile_copy(ring.tile() + part * kTileKeys * 128, &maps.keys, 64 * part, row * kTileKeys,
+                       ring.filled());
       }
     } else {
       ptx::tile_copy(ring.tile(), &maps.values, 0, row * kHeadDim, ring.filled());
@@ -92,7 +94,8 @@ struct Consumer {
     ptx::warpgroup_arrive();
 #pragma unroll
     for (int step = 0; step < kTileKeys / 16; ++step) {
-      ptx::wgmma_f16(sums, weights[step][0], weights[step][1], weights[step][2], weights[step][3], b + 2 * step);
+      ptx::wgmma_f16(sums, weights[step][0], weights[step][1], weights[step][2], weights[step][3],
+                     b + 2 * step);
     }
     ptx::warpgroup_commit();
   }
@@ -172,8 +175,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (group == kGroups) {
     ptx::give_registers<kCopyingRegisters>();
     if (threadIdx.x % 128 == 0) {
-      produce<kHeadDim>(maps, problem.cache, kv_head, span,
-                        {bytes, ptx::shared_address(full), ptx::shared_address(empty), kTileBytes<kHeadDim>, 0, 1});
+      produce<kHeadDim>(
+          maps, problem.cache, kv_head, span,
+          {bytes, ptx::shared_address(full), ptx::shared_address(empty), kTileBytes<kHeadDim>, 0, 1});
     }
     return;
   }
@@ -271,8 +275,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 void launch_attention_prompt(const AttentionProblem& problem, const CacheMaps& maps, cudaStream_t stream) {
   const auto launch = [&](auto kernel, size_t bytes) {
     allow_shared_bytes(kernel, bytes, "attention");
-    launch_dependent(kernel, dim3(problem.shape.heads, (problem.tokens + kTileQueries - 1) / kTileQueries), kThreads,
-                     bytes, stream, "attention", maps, problem);
+    launch_dependent(kernel, dim3(problem.shape.heads, (problem.tokens + kTileQueries - 1) / kTileQueries),
+                     kThreads, bytes, stream, "attention", maps, problem);
   };
   switch (problem.shape.head_dim) {
     case 64:

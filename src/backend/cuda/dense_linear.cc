@@ -64,7 +64,8 @@ class Uploader {
 };
 
 std::string never_refused(const Problem&, const Device&) { return ""; }
-std::unique_ptr<DeviceLinear> load(std::span<const PackedLinear* const> linears, const Device&, ThreadPool& pool) {
+std::unique_ptr<DeviceLinear> load(std::span<const PackedLinear* const> linears, const Device&,
+                                   ThreadPool& pool) {
   return std::make_unique<DenseLinear>(linears, pool);
 }
 size_t half_bytes(const PackedLinear& linear) {
@@ -74,11 +75,8 @@ bool always_fuses(const PackedLinear&, const PackedLinear&) { return true; }
 
 }  // namespace
 
-const DeviceKernel kDenseDeviceKernel = {.name = "cuda-f16",
-                                         .refusal = never_refused,
-                                         .load = load,
-                                         .bytes = half_bytes,
-                                         .fuses = always_fuses};
+const DeviceKernel kDenseDeviceKernel = {
+    .name = "cuda-f16", .refusal = never_refused, .load = load, .bytes = half_bytes, .fuses = always_fuses};
 const DeviceKernel kExpandedDeviceKernel = {.name = "cuda-expanded",
                                             .slower = true,
                                             .refusal = never_refused,
@@ -135,8 +133,8 @@ size_t DenseLinear::workspace_bytes(int) const { return kGemmWorkspaceBytes; }
 
 void DenseLinear::forward(const __half* x, int tokens, __half* y, int64_t y_stride, void* workspace,
                           cudaStream_t stream) const {
-  GemmPlans::shared().enqueue({.m = tokens, .n = n_, .k = k_, .y_stride = y_stride}, x, weights(), y, workspace,
-                              stream);
+  GemmPlans::shared().enqueue({.m = tokens, .n = n_, .k = k_, .y_stride = y_stride}, x, weights(), y,
+                              workspace, stream);
   if (bias_.bytes() > 0) {
     launch_add_bias(y, y_stride, bias_.as<float>(), tokens, static_cast<int>(n_), stream);
   }
@@ -145,8 +143,8 @@ void DenseLinear::forward(const __half* x, int tokens, __half* y, int64_t y_stri
 void DenseLinear::forward_float(const __half* x, int tokens, float* y, void* workspace,
                                 cudaStream_t stream) const {
   NIBBLE_CHECK(bias_.bytes() == 0);
-  GemmPlans::shared().enqueue({.m = tokens, .n = n_, .k = k_, .y_stride = n_, .float_output = true}, x, weights(),
-                              y, workspace, stream);
+  GemmPlans::shared().enqueue({.m = tokens, .n = n_, .k = k_, .y_stride = n_, .float_output = true}, x,
+                              weights(), y, workspace, stream);
 }
 
 void DenseLinear::prepare(int tokens, void* workspace, cudaStream_t stream) const {

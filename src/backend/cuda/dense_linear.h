@@ -1,5 +1,5 @@
-// Linears whose weights lie on the GPU in FP16, multiplied by cuBLASLt: FP16, BF16 and F32 checkpoints, and the
-// slower path of every format that has no kernel of its own here.
+// Linears whose weights lie on the GPU in FP16, multiplied by cuBLASLt: FP16, BF16 and F32 checkpoints, and
+// the slower path of every format that has no kernel of its own here.
 #pragma once
 
 #include "backend/cuda/linear.h"

@@ -33,7 +33,9 @@ __device__ inline float4 to_float(Half4 h) {
   const float2 a = __half22float2(h.a), b = __half22float2(h.b);
   return {a.x, a.y, b.x, b.y};
 }
-__device__ inline Half4 to_half(float4 v) { return {__floats2half2_rn(v.x, v.y), __floats2half2_rn(v.z, v.w)}; }
+__device__ inline Half4 to_half(float4 v) {
+  return {__floats2half2_rn(v.x, v.y), __floats2half2_rn(v.z, v.w)};
+}
 
 __global__ void embed_kernel(const __half* table, const int32_t* ids, int hidden, float* residual) {
   ptx::wait_for_previous_kernel();
@@ -46,6 +48,9 @@ __global__ void embed_kernel(const __half* table, const int32_t* ids, int hidden
 __global__ void add_norm_kernel(float* residual, const __half* update, const float* weight, float epsilon,
                                 int hidden, __half* out) {
   extern __shared__ __align__(16) float kept[];  // [hidden]
+  // Weights depend on no kernel: the first of them arrive while the previous one ends.
+  const float4* const weights = reinterpret_cast<const float4*>(weight);
+  const float4 first_weight = threadIdx.x < hidden / 4 ? __ldg(weights + threadIdx.x) : float4{};
   ptx::wait_for_previous_kernel();
   ptx::launch_dependents();
   const int64_t token = blockIdx.x;
@@ -66,7 +71,7 @@ __global__ void add_norm_kernel(float* residual, const __half* update, const flo
   Half4* const to = reinterpret_cast<Half4*>(out + token * hidden);
   for (int i = threadIdx.x; i < hidden / 4; i += blockDim.x) {
     const float4 v = reinterpret_cast<const float4*>(kept)[i];  // written by this thread
-    const float4 w = __ldg(reinterpret_cast<const float4*>(weight) + i);
+    const float4 w = i == threadIdx.x ? first_weight : __ldg(weights + i);
     to[i] = to_half({v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w});
   }
 }
@@ -107,15 +112,15 @@ __global__ void add_bias_kernel(__half* y, int64_t y_stride, const float* bias, 
   for (int i = threadIdx.x; i < n; i += blockDim.x) row[i] = __float2half_rn(__half2float(row[i]) + bias[i]);
 }
 
-// A block of 8 warps per token, a head per warp. A lane holds elements 2 l, 2 l + 1 and half + 2 l, half + 2 l +
-// 1 for l = lane, lane + 32: both kinds of pairs lie within one lane.
+// A block of 8 warps per token, a head per warp. A lane holds elements 2 l, 2 l + 1 and half + 2 l, half + 2
+// l + 1 for l = lane, lane + 32: both kinds of pairs lie within one lane.
 constexpr int kRotateWarps = 8, kMaximumHeadDim = 256, kSteps = kMaximumHeadDim / 128;
 
+// Grid (tokens, sets of heads). Position and table of pages were there before the pass began: the turns are
+// computed while the previous kernel ends.
 template <bool kStoreValues>
 __global__ void __launch_bounds__(32 * kRotateWarps) rotate_kernel(RotateProblem problem) {
   __shared__ float2 turns[kMaximumHeadDim / 2];  // cosine and sine
-  ptx::wait_for_previous_kernel();
-  ptx::launch_dependents();
   const HeadsShape shape = problem.shape;
   const int token = blockIdx.x, position = *problem.first_position + token;
   const int half = shape.head_dim / 2, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -125,12 +130,22 @@ __global__ void __launch_bounds__(32 * kRotateWarps) rotate_kernel(RotateProblem
       sincosf(static_cast<float>(position) * problem.frequencies[i], &sine, &cosine);
       turns[i] = {cosine, sine};
     }
-    __syncthreads();
   }
   __half* const row = problem.qkv + int64_t{token} * shape.stride();
   const int page = problem.cache.pages[position / kPagePositions], slot = position % kPagePositions;
+  __syncthreads();
+  ptx::wait_for_previous_kernel();
+  ptx::launch_dependents();
 
-  for (int head = warp; head < shape.heads + shape.kv_heads; head += kRotateWarps) {
+  const int heads = shape.heads + (kStoreValues ? 2 : 1) * shape.kv_heads;
+  for (int head = blockIdx.y * kRotateWarps + warp; head < heads; head += gridDim.y * kRotateWarps) {
+    if (kStoreValues && head >= shape.heads + shape.kv_heads) {
+      const __half* const values = row + int64_t{head} * shape.head_dim;
+      __half* const to =
+          problem.cache.values + problem.cache.offset(page, head - shape.heads - shape.kv_heads) + slot;
+      for (int d = lane; d < shape.head_dim; d += 32) to[d * kPagePositions] = values[d];
+      continue;
+    }
     const bool query = head < shape.heads;
     __half* const from = row + int64_t{head} * shape.head_dim;
     const float* const norm = query ? problem.query_norm : problem.key_norm;
@@ -146,7 +161,8 @@ __global__ void __launch_bounds__(32 * kRotateWarps) rotate_kernel(RotateProblem
       squares += low[s].x * low[s].x + low[s].y * low[s].y + high[s].x * high[s].x + high[s].y * high[s].y;
     }
     const float scale =
-        norm == nullptr ? 1.0f : rsqrtf(warp_sum(squares) / static_cast<float>(shape.head_dim) + problem.epsilon);
+        norm == nullptr ? 1.0f
+                        : rsqrtf(warp_sum(squares) / static_cast<float>(shape.head_dim) + problem.epsilon);
     __half* const to =
         query ? from
               : problem.cache.keys + problem.cache.offset(page, head - shape.heads) + slot * shape.head_dim;
@@ -173,13 +189,6 @@ __global__ void __launch_bounds__(32 * kRotateWarps) rotate_kernel(RotateProblem
       *reinterpret_cast<__half2*>(to + half + i) = __floats2half2_rn(b.x, b.y);
     }
   }
-  if constexpr (kStoreValues) {
-    const __half* const values = row + int64_t{shape.heads + shape.kv_heads} * shape.head_dim;
-    for (int i = threadIdx.x; i < shape.kv_heads * shape.head_dim; i += blockDim.x) {
-      __half* const to = problem.cache.values + problem.cache.offset(page, i / shape.head_dim);
-      to[i % shape.head_dim * kPagePositions + slot] = values[i];
-    }
-  }
 }
 
 // Values of many tokens, transposed through shared memory: a block per page and head.
@@ -194,8 +203,7 @@ __global__ void store_values_kernel(RotateProblem problem) {
   const int end = min(first_position + problem.tokens, (entry + 1) * kPagePositions);
   if (begin >= end) return;
   const int width = shape.head_dim + 2;
-  const __half* const from =
-      problem.qkv + int64_t{shape.heads + shape.kv_heads + head} * shape.head_dim;
+  const __half* const from = problem.qkv + int64_t{shape.heads + shape.kv_heads + head} * shape.head_dim;
   for (int i = threadIdx.x; i < (end - begin) * (shape.head_dim / 2); i += blockDim.x) {
     const int t = i / (shape.head_dim / 2), d = i % (shape.head_dim / 2) * 2;
     const int64_t token = begin - first_position + t;
@@ -213,7 +221,8 @@ __global__ void store_values_kernel(RotateProblem problem) {
 
 template <typename T>
 __global__ void to_half_kernel(const T* values, int64_t count, __half* out, int* overflowed) {
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * blockDim.x) {
     float value;
     if constexpr (sizeof(T) == 2) {
       value = __uint_as_float(uint32_t{values[i]} << 16);
@@ -235,6 +244,7 @@ __global__ void __launch_bounds__(1024)
   float best = -INFINITY;
   int index = INT_MAX;
   bool bad = false;
+#pragma unroll 8
   for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) {
     const float value = logits[i];
     bad = bad || !isfinite(value);
@@ -274,7 +284,8 @@ __global__ void __launch_bounds__(1024)
 }
 
 __global__ void random_half_kernel(__half* values, int64_t count, float amplitude, uint32_t seed) {
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * blockDim.x) {
     uint32_t h = static_cast<uint32_t>(i) * 0x9E3779B9u ^ static_cast<uint32_t>(i >> 32) ^ seed;
     h = (h ^ (h >> 16)) * 0x85EBCA6Bu;  // the finalizer of MurmurHash3
     h = (h ^ (h >> 13)) * 0xC2B2AE35u;
@@ -290,8 +301,8 @@ int blocks_for(int64_t count) { return static_cast<int>(std::min<int64_t>((count
 
 void launch_embed(const __half* table, const int32_t* ids, int tokens, int hidden, float* residual,
                   cudaStream_t stream) {
-  launch_dependent(embed_kernel, tokens, std::min(256, threads_for(hidden)), 0, stream, "looking embeddings up",
-                   table, ids, hidden, residual);
+  launch_dependent(embed_kernel, tokens, std::min(256, threads_for(hidden)), 0, stream,
+                   "looking embeddings up", table, ids, hidden, residual);
 }
 
 void launch_add_norm(float* residual, const __half* update, const float* weight, float epsilon, int tokens,
@@ -301,8 +312,8 @@ void launch_add_norm(float* residual, const __half* update, const float* weight,
   allow_shared_bytes(add_norm_kernel, bytes, "normalising");
   // A single token is waited for: all of it at once. Of many, several fit a multiprocessor.
   const int threads = tokens < 64 ? threads_for(hidden / 4) : std::min(256, threads_for(hidden / 4));
-  launch_dependent(add_norm_kernel, tokens, threads, bytes, stream, "normalising", residual, update, weight, epsilon,
-                   hidden, out);
+  launch_dependent(add_norm_kernel, tokens, threads, bytes, stream, "normalising", residual, update, weight,
+                   epsilon, hidden, out);
 }
 
 void launch_add(float* residual, const __half* update, int64_t count, cudaStream_t stream) {
@@ -313,8 +324,8 @@ void launch_add(float* residual, const __half* update, int64_t count, cudaStream
 void launch_silu_multiply(const __half* gate_up, int tokens, int width, __half* out, cudaStream_t stream) {
   if (width % 8 != 0) check(cudaErrorInvalidValue, "multiplying gates");
   const int threads = std::min(256, threads_for(width / 8));
-  launch_dependent(silu_multiply_kernel, dim3(tokens, (width / 8 + threads - 1) / threads), threads, 0, stream,
-                   "multiplying gates", gate_up, width, out);
+  launch_dependent(silu_multiply_kernel, dim3(tokens, (width / 8 + threads - 1) / threads), threads, 0,
+                   stream, "multiplying gates", gate_up, width, out);
 }
 
 void launch_add_bias(__half* y, int64_t y_stride, const float* bias, int tokens, int n, cudaStream_t stream) {
@@ -328,8 +339,9 @@ void launch_rotate_and_store(const RotateProblem& problem, cudaStream_t stream) 
   if (shape.head_dim % 4 != 0 || shape.head_dim > kMaximumHeadDim) check(cudaErrorInvalidValue, what);
   // A few tokens scatter their values themselves.
   const bool scatter = problem.tokens <= 4;
-  launch_dependent(scatter ? rotate_kernel<true> : rotate_kernel<false>, problem.tokens, 32 * kRotateWarps, 0,
-                   stream, what, problem);
+  const int sets = scatter ? (shape.heads + 2 * shape.kv_heads + kRotateWarps - 1) / kRotateWarps : 1;
+  launch_dependent(scatter ? rotate_kernel<true> : rotate_kernel<false>, dim3(problem.tokens, sets),
+                   32 * kRotateWarps, 0, stream, what, problem);
   if (scatter) return;
   const size_t bytes = sizeof(__half) * kPagePositions * static_cast<size_t>(shape.head_dim + 2);
   const int pages = problem.tokens / kPagePositions + 2;  // wherever in a page they begin
@@ -350,7 +362,8 @@ void launch_half_from_bf16(const uint16_t* values, int64_t count, __half* out, i
 
 void launch_argmax(const float* logits, int vocabulary, int32_t* id, int32_t* position, int32_t* history,
                    cudaStream_t stream) {
-  launch_dependent(argmax_kernel, 1, 1024, 0, stream, "choosing a token", logits, vocabulary, id, position, history);
+  launch_dependent(argmax_kernel, 1, 1024, 0, stream, "choosing a token", logits, vocabulary, id, position,
+                   history);
 }
 
 void launch_random_half(__half* values, int64_t count, float amplitude, uint32_t seed, cudaStream_t stream) {

@@ -1,6 +1,6 @@
 // What a decoder block does beside its products and attention, on the GPU. Activations are FP16, the residual
-// stream FP32; arithmetic is FP32. All launches may overlap the end of their predecessors (launch.cuh) and throw
-// Error when refused.
+// stream FP32; arithmetic is FP32. All launches may overlap the end of their predecessors (launch.cuh) and
+// throw Error when refused.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -38,7 +38,7 @@ struct HeadsShape {
 
 struct RotateProblem {
   HeadsShape shape;
-  __half* qkv = nullptr;         // [tokens, shape.stride()], queries are rotated in place
+  __half* qkv = nullptr;  // [tokens, shape.stride()], queries are rotated in place
   int tokens = 0;
   const int32_t* first_position = nullptr;  // on the device, of token 0; the others follow
   const float* frequencies = nullptr;       // [head_dim / 2], null: no rotation
@@ -46,19 +46,21 @@ struct RotateProblem {
   const float* query_norm = nullptr;        // [head_dim], RMS norm of every head before rotation, or null
   const float* key_norm = nullptr;
   float epsilon = 0;
-  LayerCache cache;                         // keys and values go there
+  LayerCache cache;  // keys and values go there
 };
-// Norm of heads, rotary embedding (angles are FP32 products of position and frequency) and the cache's new
-// positions. head_dim is a multiple of 4, at most 256.
+// Position and table of pages must have been there before any kernel of the pass started; they are read
+// early. Norm of heads, rotary embedding (angles are FP32 products of position and frequency) and the cache's
+// new positions. head_dim is a multiple of 4, at most 256.
 void launch_rotate_and_store(const RotateProblem& problem, cudaStream_t stream);
 
 // values [count] to FP16; *overflowed becomes 1 where a finite one does not fit.
-void launch_half_from_float(const float* values, int64_t count, __half* out, int* overflowed, cudaStream_t stream);
+void launch_half_from_float(const float* values, int64_t count, __half* out, int* overflowed,
+                            cudaStream_t stream);
 void launch_half_from_bf16(const uint16_t* values, int64_t count, __half* out, int* overflowed,
                            cudaStream_t stream);
 
-// *id = the lowest index of the largest logit; *position += 1, then history[*position] = *id, or -1 when a logit is
-// NaN or infinite (*id is a valid index nevertheless).
+// *id = the lowest index of the largest logit; *position += 1, then history[*position] = *id, or -1 when a
+// logit is NaN or infinite (*id is a valid index nevertheless).
 void launch_argmax(const float* logits, int vocabulary, int32_t* id, int32_t* position, int32_t* history,
                    cudaStream_t stream);
 

@@ -50,8 +50,8 @@ std::unique_ptr<Plan> make_plan(const GemmShape& shape) {
   int found = 0;
   plan->proposals.resize(kCandidates);
   if (status == CUBLAS_STATUS_SUCCESS) {
-    status = lt.heuristic(lt.handle, plan->product, plan->w, plan->x, plan->y, plan->y, preference, kCandidates,
-                          plan->proposals.data(), &found);
+    status = lt.heuristic(lt.handle, plan->product, plan->w, plan->x, plan->y, plan->y, preference,
+                          kCandidates, plan->proposals.data(), &found);
   }
   lt.preference_destroy(preference);
   check_blas(status, "asking for algorithms");

@@ -3,8 +3,8 @@
 //   keys    [pages, kv_heads, 64, head_dim]   a position's key in one piece
 //   values  [pages, kv_heads, head_dim, 64]   transposed: 64 positions of one channel in one piece
 //
-// so that both products of attention find what they add up over in consecutive bytes: channels for queries times
-// keys, positions for weights times values. A sequence finds its pages through a table.
+// so that both products of attention find what they add up over in consecutive bytes: channels for queries
+// times keys, positions for weights times values. A sequence finds its pages through a table.
 #pragma once
 
 #include <cuda_fp16.h>

@@ -23,14 +23,16 @@ void launch_dependent(void (*kernel)(Parameters...), dim3 grid, dim3 block, size
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...), what);
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...),
+        what);
 }
 
 // For kernels that ask for more than 48 KiB of shared memory.
 template <typename Kernel>
 void allow_shared_bytes(Kernel* kernel, size_t bytes, const char* what) {
   if (bytes <= 48 << 10) return;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), what);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        what);
 }
 
 }  // namespace nibble::cuda

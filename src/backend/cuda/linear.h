@@ -1,9 +1,9 @@
-// A linear on the GPU, or several that share an input (q, k and v; gate and up), whatever its format: what the
-// device's model is made of, and the table of the kernels that formats bring along.
+// A linear on the GPU, or several that share an input (q, k and v; gate and up), whatever its format: what
+// the device's model is made of, and the table of the kernels that formats bring along.
 //
 // A format's kernels are rows of the table in backend/cuda/linear_table.cc, fastest first, as its CPU kernels
-// are rows of LinearFormat::kernels: adding one is a folder src/formats/<format>/cuda and one line there. Every
-// format ends with the row that takes its weights apart to FP16 when loading: slower, and named so.
+// are rows of LinearFormat::kernels: adding one is a folder src/formats/<format>/cuda and one line there.
+// Every format ends with the row that takes its weights apart to FP16 when loading: slower, and named so.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -27,8 +27,8 @@ struct LinearPath {
   std::string arithmetic;  // "int4xf16->f32": operands as they enter the products, and their sums
 };
 
-// Weights prepacked in memory of the device. Immutable after construction: layers run one after another on one
-// stream and may share a workspace.
+// Weights prepacked in memory of the device. Immutable after construction: layers run one after another on
+// one stream and may share a workspace.
 class DeviceLinear {
  public:
   virtual ~DeviceLinear() = default;
@@ -40,10 +40,10 @@ class DeviceLinear {
   virtual size_t workspace_bytes(int most_tokens) const = 0;
 
   // Enqueues y[t, 0..n) = x[t, 0..k) W^T + bias for t in [0, tokens), tokens >= 1. x has row stride k, y
-  // `y_stride` >= n; both are 16-byte aligned and lie apart. `workspace` is 256-byte aligned and keeps nothing
-  // between calls. Allocates nothing and waits for nothing, so that a graph can record it. A kernel may start
-  // before its predecessor on the stream has ended (programmatic launches), but reads x and writes anything
-  // only afterwards. Throws Error when a launch is refused.
+  // `y_stride` >= n; both are 16-byte aligned and lie apart. `workspace` is 256-byte aligned and keeps
+  // nothing between calls. Allocates nothing and waits for nothing, so that a graph can record it. A kernel
+  // may start before its predecessor on the stream has ended (programmatic launches), but reads x and writes
+  // anything only afterwards. Throws Error when a launch is refused.
   virtual void forward(const __half* x, int tokens, __half* y, int64_t y_stride, void* workspace,
                        cudaStream_t stream) const = 0;
 

@@ -61,7 +61,8 @@ DeviceLinearGroup::DeviceLinearGroup(Run linears, const Device& device, ThreadPo
   });
 }
 
-DeviceLinearGroup::DeviceLinearGroup(std::unique_ptr<DeviceLinear> only) : out_features_(only->out_features()) {
+DeviceLinearGroup::DeviceLinearGroup(std::unique_ptr<DeviceLinear> only)
+    : out_features_(only->out_features()) {
   parts_.push_back({std::move(only), 0});
 }
 

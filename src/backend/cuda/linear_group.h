@@ -1,5 +1,5 @@
-// The linears of one input on the device, as models/linear_group.h has them on the CPU: runs of neighbours that
-// their kernel can fuse become one DeviceLinear.
+// The linears of one input on the device, as models/linear_group.h has them on the CPU: runs of neighbours
+// that their kernel can fuse become one DeviceLinear.
 #pragma once
 
 #include <memory>

@@ -11,9 +11,7 @@ namespace {
 
 struct ActivationSizes {
   size_t control, residual, x, y, qkv, attended, gate_up, activated, logits;
-  size_t total() const {
-    return control + residual + x + y + qkv + attended + gate_up + activated + logits;
-  }
+  size_t total() const { return control + residual + x + y + qkv + attended + gate_up + activated + logits; }
 };
 
 ActivationSizes activation_sizes(const ModelSpec& spec, int chunk) {
@@ -50,7 +48,9 @@ void require_memory(const Device& device, size_t needed, const std::string& what
        format_bytes(static_cast<double>(device.memory_bytes)), device.index, device.name);
 }
 
-PinnedBuffer::PinnedBuffer(size_t bytes) { check(cudaMallocHost(&data_, bytes), "allocating page-locked memory"); }
+PinnedBuffer::PinnedBuffer(size_t bytes) {
+  check(cudaMallocHost(&data_, bytes), "allocating page-locked memory");
+}
 PinnedBuffer::~PinnedBuffer() { cudaFreeHost(data_); }
 
 CudaModel::CudaModel(ModelSpec spec, Device device, int chunk, Ends ends, std::vector<DeviceLayer> layers,
@@ -66,7 +66,8 @@ CudaModel::CudaModel(ModelSpec spec, Device device, int chunk, Ends ends, std::v
   const ActivationSizes sizes = activation_sizes(spec_, chunk);
   size_t workspace = head().workspace_bytes(std::min(kLogitRows, chunk));
   for (const DeviceLayer& layer : layers_) {
-    for (const DeviceLinearGroup* group : {&layer.query_key_value, &layer.output, &layer.gate_up, &layer.down}) {
+    for (const DeviceLinearGroup* group :
+         {&layer.query_key_value, &layer.output, &layer.gate_up, &layer.down}) {
       workspace = std::max(workspace, group->workspace_bytes(chunk));
     }
   }
@@ -96,7 +97,8 @@ CudaModel::CudaModel(ModelSpec spec, Device device, int chunk, Ends ends, std::v
 void CudaModel::prepare() {
   for (const int tokens : {1, chunk_}) {
     for (const DeviceLayer& layer : layers_) {
-      for (const DeviceLinearGroup* group : {&layer.query_key_value, &layer.output, &layer.gate_up, &layer.down})
+      for (const DeviceLinearGroup* group :
+           {&layer.query_key_value, &layer.output, &layer.gate_up, &layer.down})
         group->prepare(tokens, workspace_.data(), stream_.get());
     }
   }
@@ -113,7 +115,8 @@ HeadsShape CudaModel::heads() const {
 
 void CudaModel::enqueue_layers(std::span<const LayerCache> caches, std::span<const CacheMaps> maps,
                                int tokens) const {
-  NIBBLE_CHECK(tokens >= 1 && tokens <= chunk_ && caches.size() == layers_.size() && maps.size() == caches.size());
+  NIBBLE_CHECK(tokens >= 1 && tokens <= chunk_ && caches.size() == layers_.size() &&
+               maps.size() == caches.size());
   const cudaStream_t stream = stream_.get();
   const auto epsilon = static_cast<float>(spec_.norm_epsilon);
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec_.head_dim)));
@@ -122,7 +125,8 @@ void CudaModel::enqueue_layers(std::span<const LayerCache> caches, std::span<con
   const __half* update = nullptr;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const DeviceLayer& layer = layers_[i];
-    launch_add_norm(residual(), update, layer.attention_norm.as<float>(), epsilon, tokens, hidden(), x, stream);
+    launch_add_norm(residual(), update, layer.attention_norm.as<float>(), epsilon, tokens, hidden(), x,
+                    stream);
     update = y;
     layer.query_key_value.forward(x, tokens, qkv, workspace_.data(), stream);
     launch_rotate_and_store({.shape = heads(),
@@ -171,8 +175,8 @@ void CudaModel::logits(const float* hidden_states, int64_t count, float* out) {
   for (int64_t first = 0; first < count; first += kLogitRows) {
     const int rows = static_cast<int>(std::min<int64_t>({kLogitRows, chunk_, count - first}));
     residual_.upload(hidden_states + first * hidden(), sizeof(float) * static_cast<size_t>(rows * hidden()));
-    launch_add_norm(residual(), nullptr, ends_.final_norm.as<float>(), static_cast<float>(spec_.norm_epsilon), rows,
-                    hidden(), x_.as<__half>(), stream_.get());
+    launch_add_norm(residual(), nullptr, ends_.final_norm.as<float>(), static_cast<float>(spec_.norm_epsilon),
+                    rows, hidden(), x_.as<__half>(), stream_.get());
     head().forward_float(x_.as<__half>(), rows, device_logits(), workspace_.data(), stream_.get());
     stream_.synchronize();
     float* const to = out + first * spec_.vocabulary;
@@ -187,14 +191,16 @@ void CudaModel::require_finite(const float* values, int64_t count) const {
 
 void CudaModel::fail_not_finite() const {
   fail(
-      "the logits are not finite: a weight is NaN or infinite, or an intermediate value was beyond FP16's range; "
+      "the logits are not finite: a weight is NaN or infinite, or an intermediate value was beyond FP16's "
+      "range; "
       "--device cpu computes in FP32 and tells which");
 }
 
 size_t CudaModel::weight_bytes() const {
   size_t bytes = ends_.embedding->bytes() + (ends_.head ? ends_.head->bytes() : 0) + ends_.final_norm.bytes();
   for (const DeviceLayer& layer : layers_) {
-    for (const DeviceLinearGroup* group : {&layer.query_key_value, &layer.output, &layer.gate_up, &layer.down})
+    for (const DeviceLinearGroup* group :
+         {&layer.query_key_value, &layer.output, &layer.gate_up, &layer.down})
       bytes += group->bytes();
     for (const Buffer* buffer : {&layer.attention_norm, &layer.mlp_norm, &layer.query_norm, &layer.key_norm})
       bytes += buffer->bytes();

@@ -78,8 +78,8 @@ class CudaModel : public DeviceModel {
   float* device_logits() const { return logits_.as<float>(); }
   float* host_logits() const { return host_logits_.as<float>(); }
 
-  // Enqueues `tokens` ids of the control words through all layers. Afterwards residual lacks what the last layer
-  // has left in y.
+  // Enqueues `tokens` ids of the control words through all layers. Afterwards residual lacks what the last
+  // layer has left in y.
   void enqueue_layers(std::span<const LayerCache> caches, std::span<const CacheMaps> maps, int tokens) const;
   // residual += y for the states of a chunk.
   void enqueue_states(int tokens) const;
@@ -103,8 +103,8 @@ class CudaModel : public DeviceModel {
   std::vector<DeviceLayer> layers_;
   std::vector<DeviceLinearFacts> facts_;
   Stream stream_;
-  Buffer frequencies_, control_, residual_, x_, y_, qkv_, attended_, gate_up_, activated_, logits_, workspace_,
-      attention_workspace_;
+  Buffer frequencies_, control_, residual_, x_, y_, qkv_, attended_, gate_up_, activated_, logits_,
+      workspace_, attention_workspace_;
   PinnedBuffer host_control_, host_logits_;
 };
 

@@ -130,7 +130,8 @@ class CudaSequence final : public DeviceSequence {
     }
     if (logits != nullptr) {
       check(cudaMemcpyAsync(model_.host_logits(), model_.device_logits(),
-                            sizeof(float) * static_cast<size_t>(spec.vocabulary), cudaMemcpyDeviceToHost, stream),
+                            sizeof(float) * static_cast<size_t>(spec.vocabulary), cudaMemcpyDeviceToHost,
+                            stream),
             "fetching logits");
     }
     if (hidden != nullptr) {

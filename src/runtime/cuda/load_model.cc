@@ -45,7 +45,8 @@ std::string unsupported(const ModelSpec& spec) {
   if (spec.head_dim % 4 != 0 || spec.head_dim > 256)
     return format_text("heads of {} channels (expected a multiple of 4 up to 256)", spec.head_dim);
   if (spec.hidden_size % 8 != 0 || spec.intermediate_size % 8 != 0)
-    return format_text("widths of {} and {} (expected multiples of 8)", spec.hidden_size, spec.intermediate_size);
+    return format_text("widths of {} and {} (expected multiples of 8)", spec.hidden_size,
+                       spec.intermediate_size);
   if (spec.rope.enabled && spec.rope.rotary_dim != 0 && spec.rope.rotary_dim != spec.head_dim)
     return format_text("rotation of {} of a head's {} channels", spec.rope.rotary_dim, spec.head_dim);
   return "";
@@ -58,12 +59,19 @@ Buffer upload_floats(const Tensor& tensor) {
   return buffer;
 }
 
-void add_facts(std::span<const PackedLinear* const> linears, const DeviceLinearGroup& group, const Device& device,
-               std::vector<DeviceLinearFacts>* facts) {
+// `group` null: before anything is loaded.
+void add_facts(std::span<const PackedLinear* const> linears, const DeviceLinearGroup* group,
+               const Device& device, std::vector<DeviceLinearFacts>* facts) {
   const std::vector<DeviceLinearChoice> choices = choose_for_group(linears, device);
-  const std::vector<LinearPath> decode = group.paths(1), prompt = group.paths(512);
+  std::vector<LinearPath> decode(choices.size()), prompt(choices.size());
+  if (group != nullptr) {
+    decode = group->paths(1);
+    prompt = group->paths(512);
+  }
   for (size_t i = 0; i < choices.size(); ++i) {
-    const auto text = [](const LinearPath& path) { return path.kernel + ", " + path.arithmetic; };
+    const auto text = [](const LinearPath& path) {
+      return path.kernel.empty() ? "" : path.kernel + ", " + path.arithmetic;
+    };
     DeviceLinearFacts made = {.names = choices[i].names,
                               .format = choices[i].format->name,
                               .kernel = choices[i].choice.kernel->name,
@@ -71,7 +79,8 @@ void add_facts(std::span<const PackedLinear* const> linears, const DeviceLinearG
                               .decode = text(decode[i]),
                               .prompt = text(prompt[i]),
                               .refused = {}};
-    for (const auto& [kernel, reason] : choices[i].choice.refused) made.refused.emplace_back(kernel->name, reason);
+    for (const auto& [kernel, reason] : choices[i].choice.refused)
+      made.refused.emplace_back(kernel->name, reason);
     facts->push_back(std::move(made));
   }
 }
@@ -100,6 +109,17 @@ DeviceLinearFacts head_facts(const PackedLinear& head) {
 }  // namespace cuda
 
 void require_device(int device) { cuda::open_device(device); }
+
+std::vector<DeviceLinearFacts> describe_device_linears(const Model& model, int index) {
+  using namespace cuda;
+  const Device device = open_device(index);
+  std::vector<DeviceLinearFacts> facts;
+  for (const Block& block : model.blocks()) {
+    for (const auto& group : parts_of(block).groups()) add_facts(group, nullptr, device, &facts);
+  }
+  facts.push_back(head_facts(*model.head().slots().front().packed));
+  return facts;
+}
 
 std::unique_ptr<DeviceModel> load_device_model(const Model& model, int index, int64_t context_length,
                                                ThreadPool& pool) {
@@ -131,7 +151,7 @@ std::unique_ptr<DeviceModel> load_device_model(const Model& model, int index, in
     std::vector<DeviceLinearGroup> loaded;
     for (const auto& group : groups) {
       loaded.emplace_back(group, device, pool);
-      add_facts(group, loaded.back(), device, &facts);
+      add_facts(group, &loaded.back(), device, &facts);
     }
     layers.push_back({.attention_norm = upload_floats(parts.attention->norm.weight),
                       .mlp_norm = upload_floats(parts.mlp->norm.weight),
@@ -152,13 +172,16 @@ std::unique_ptr<DeviceModel> load_device_model(const Model& model, int index, in
   ends.embedding = std::make_unique<DenseLinear>(std::span(&table, 1), pool);
   if (!tied) ends.head = std::make_unique<DenseLinear>(std::span(&last, 1), pool);
   ends.final_norm = upload_floats(model.final_norm().weight);
-  if (spec.rope.enabled) ends.frequencies.assign(model.rope().frequencies().begin(), model.rope().frequencies().end());
-  return std::make_unique<CudaModel>(spec, device, chunk, std::move(ends), std::move(layers), std::move(facts));
+  if (spec.rope.enabled)
+    ends.frequencies.assign(model.rope().frequencies().begin(), model.rope().frequencies().end());
+  return std::make_unique<CudaModel>(spec, device, chunk, std::move(ends), std::move(layers),
+                                     std::move(facts));
 }
 
 std::unique_ptr<DeviceModel> make_synthetic_device_model(const ModelSpec& spec,
-                                                         std::span<const PackedLinear* const> layer, int index,
-                                                         int64_t context_length, ThreadPool& pool) {
+                                                         std::span<const PackedLinear* const> layer,
+                                                         int index, int64_t context_length,
+                                                         ThreadPool& pool) {
   using namespace cuda;
   NIBBLE_CHECK(layer.size() == 7 && unsupported(spec).empty());
   const Device device = open_device(index);
@@ -171,8 +194,9 @@ std::unique_ptr<DeviceModel> make_synthetic_device_model(const ModelSpec& spec,
   const Group shapes[] = {{0, 3, q + 2 * kv, h}, {3, 1, h, q}, {4, 2, 2 * w, h}, {6, 1, h, w}};
   size_t layer_bytes = 0;
   for (const Group& group : shapes) {
-    layer_bytes += layer[group.first] == nullptr ? 2 * static_cast<size_t>(group.n * group.k)
-                                                 : group_bytes(layer.subspan(group.first, group.count), device);
+    layer_bytes += layer[group.first] == nullptr
+                       ? 2 * static_cast<size_t>(group.n * group.k)
+                       : group_bytes(layer.subspan(group.first, group.count), device);
   }
   const size_t ends_bytes = 4 * static_cast<size_t>(spec.vocabulary * h);
   require_memory(device,
@@ -185,10 +209,18 @@ std::unique_ptr<DeviceModel> make_synthetic_device_model(const ModelSpec& spec,
   for (const Group& group : shapes) {
     const auto linears = layer.subspan(group.first, group.count);
     if (linears.front() == nullptr) {
-      first.emplace_back(std::make_unique<DenseLinear>(group.n, group.k, static_cast<uint32_t>(group.first + 1)));
+      facts.push_back({.names = std::vector<std::string>(group.count, "synthetic"),
+                       .format = "dense",
+                       .kernel = kDenseDeviceKernel.name,
+                       .slower = false,
+                       .decode = "cublaslt, f16xf16->f32",
+                       .prompt = "cublaslt, f16xf16->f32",
+                       .refused = {}});
+      first.emplace_back(
+          std::make_unique<DenseLinear>(group.n, group.k, static_cast<uint32_t>(group.first + 1)));
     } else {
       first.emplace_back(linears, device, pool);
-      add_facts(linears, first.back(), device, &facts);
+      add_facts(linears, &first.back(), device, &facts);
     }
   }
   const std::vector<float> ones(static_cast<size_t>(h), 1.0f);
@@ -215,7 +247,8 @@ std::unique_ptr<DeviceModel> make_synthetic_device_model(const ModelSpec& spec,
   ends.head = std::make_unique<DenseLinear>(spec.vocabulary, h, 102u);
   ends.final_norm = norm();
   ends.frequencies = rope_frequencies(spec.rope, spec.head_dim, {});
-  return std::make_unique<CudaModel>(spec, device, chunk, std::move(ends), std::move(layers), std::move(facts));
+  return std::make_unique<CudaModel>(spec, device, chunk, std::move(ends), std::move(layers),
+                                     std::move(facts));
 }
 
 }  // namespace nibble

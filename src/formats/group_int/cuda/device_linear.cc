@@ -16,7 +16,8 @@ int tokens_at_once(int64_t k, const DecodePlan& plan) {
   constexpr int64_t kSharedBytes = 227 << 10, kStaticBytes = 8 << 10;
   const int64_t ring = plan.stages * kChunkGroups * (kCodeBytes + kScaleBytes);
   const int64_t token = 2 * (k + kGroup - 1) / kGroup * kGroup;
-  return static_cast<int>(std::min<int64_t>(kMaximumDecodeTokens, (kSharedBytes - kStaticBytes - ring) / token));
+  return static_cast<int>(
+      std::min<int64_t>(kMaximumDecodeTokens, (kSharedBytes - kStaticBytes - ring) / token));
 }
 
 class DecodeLinear final : public cuda::DeviceLinear {
@@ -100,8 +101,8 @@ std::string refusal(const Problem& problem, const cuda::Device&) {
   return decode_refusal(linear);
 }
 
-std::unique_ptr<cuda::DeviceLinear> load(std::span<const PackedLinear* const> linears, const cuda::Device& device,
-                                         ThreadPool& pool) {
+std::unique_ptr<cuda::DeviceLinear> load(std::span<const PackedLinear* const> linears,
+                                         const cuda::Device& device, ThreadPool& pool) {
   return std::make_unique<DecodeLinear>(linears, device, pool);
 }
 

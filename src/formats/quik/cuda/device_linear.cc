@@ -1,5 +1,5 @@
-// quik's row in the table of the device's kernels (backend/cuda/linear.h): integer products on the tensor cores,
-// 4-bit codes widened to 8 bits in memory.
+// quik's row in the table of the device's kernels (backend/cuda/linear.h): integer products on the tensor
+// cores, 4-bit codes widened to 8 bits in memory.
 #include <numeric>
 
 #include "backend/cuda/dense_linear.h"
@@ -82,10 +82,11 @@ class QuikLinear final : public cuda::DeviceLinear {
     cuda::check(Product(weights_, quantized).launch(to, nullptr, multiprocessors_, stream),
                 "multiplying integers");
     if (to == y) return;
-    cuda::check(cudaMemcpy2DAsync(y, sizeof(__half) * static_cast<size_t>(y_stride), to,
-                                  sizeof(__half) * static_cast<size_t>(n_), sizeof(__half) * static_cast<size_t>(n_),
-                                  static_cast<size_t>(tokens), cudaMemcpyDeviceToDevice, stream),
-                "moving a product");
+    cuda::check(
+        cudaMemcpy2DAsync(y, sizeof(__half) * static_cast<size_t>(y_stride), to,
+                          sizeof(__half) * static_cast<size_t>(n_), sizeof(__half) * static_cast<size_t>(n_),
+                          static_cast<size_t>(tokens), cudaMemcpyDeviceToDevice, stream),
+        "moving a product");
   }
 
   std::unique_ptr<cuda::DeviceLinear> duplicate() const override {
@@ -135,8 +136,8 @@ class QuikLinear final : public cuda::DeviceLinear {
 
   // Arrays within the workspace, and how many of its bytes they take.
   std::pair<Activations, size_t> activations(int tokens, uint8_t* workspace) const {
-    Activations made = {.tokens = tokens, .code_stride = weights_.code_stride,
-                        .outlier_stride = weights_.outlier_stride};
+    Activations made = {
+        .tokens = tokens, .code_stride = weights_.code_stride, .outlier_stride = weights_.outlier_stride};
     size_t used = 0;
     const auto take = [&](int64_t bytes) {
       uint8_t* const at = workspace == nullptr ? nullptr : workspace + used;
@@ -164,8 +165,8 @@ std::string refusal(const Problem& problem, const cuda::Device&) {
   return "";
 }
 
-std::unique_ptr<cuda::DeviceLinear> load(std::span<const PackedLinear* const> linears, const cuda::Device& device,
-                                         ThreadPool& pool) {
+std::unique_ptr<cuda::DeviceLinear> load(std::span<const PackedLinear* const> linears,
+                                         const cuda::Device& device, ThreadPool& pool) {
   return std::make_unique<QuikLinear>(linears, device, pool);
 }
 
