@@ -1,5 +1,7 @@
 // From a model as its checkpoint describes it to one in GPU memory.
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -223,18 +225,27 @@ std::unique_ptr<DeviceModel> make_synthetic_device_model(const ModelSpec& spec,
       add_facts(linears, &first.back(), device, &facts);
     }
   }
-  const std::vector<float> ones(static_cast<size_t>(h), 1.0f);
-  const auto norm = [&] {
-    Buffer buffer(sizeof(float) * ones.size());
-    buffer.upload(ones.data(), buffer.bytes());
+  // Norms that make a linear's outputs about as large as 1, whatever the scale of its weights: 80 layers must stay
+  // within FP16.
+  const auto norm = [&](const PackedLinear* next) {
+    double squares = 1;
+    if (next != nullptr) {
+      std::vector<float> row(static_cast<size_t>(h));
+      next->format->dequantize_rows(*next, 0, 1, row.data());
+      squares = std::inner_product(row.begin(), row.end(), row.begin(), 0.0);
+    }
+    const std::vector<float> weights(static_cast<size_t>(h),
+                                     squares > 0 ? static_cast<float>(1 / std::sqrt(squares)) : 1.0f);
+    Buffer buffer(sizeof(float) * weights.size());
+    buffer.upload(weights.data(), buffer.bytes());
     return buffer;
   };
   std::vector<DeviceLayer> layers;
   for (int64_t i = 0; i < spec.layers; ++i) {
     const bool own = i + 1 == spec.layers;  // the last layer takes the originals
     const auto take = [&](size_t group) { return own ? std::move(first[group]) : first[group].duplicate(); };
-    layers.push_back({.attention_norm = norm(),
-                      .mlp_norm = norm(),
+    layers.push_back({.attention_norm = norm(layer[0]),
+                      .mlp_norm = norm(layer[4]),
                       .query_norm = {},
                       .key_norm = {},
                       .query_key_value = take(0),
@@ -245,7 +256,7 @@ std::unique_ptr<DeviceModel> make_synthetic_device_model(const ModelSpec& spec,
   CudaModel::Ends ends;
   ends.embedding = std::make_unique<DenseLinear>(spec.vocabulary, h, 101u);
   ends.head = std::make_unique<DenseLinear>(spec.vocabulary, h, 102u);
-  ends.final_norm = norm();
+  ends.final_norm = norm(nullptr);
   ends.frequencies = rope_frequencies(spec.rope, spec.head_dim, {});
   return std::make_unique<CudaModel>(spec, device, chunk, std::move(ends), std::move(layers),
                                      std::move(facts));
