@@ -8,6 +8,7 @@
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/system_info.h"
+#include "bench_device.h"
 #include "bench_shapes.h"
 #include "command.h"
 #include "json_output.h"
@@ -239,9 +240,10 @@ Action add_bench(CLI::App& command) {
   CLI::Option* shape = command
                            .add_option("--shape", shapes->shape,
                                        "Instead of a model: one block's linears of " + shape_names() +
-                                           ", or MxNxK (tokens x outputs x inputs)")
+                                           ", or MxNxK (tokens x outputs x inputs); on a GPU the whole model")
                            ->excludes(model)
                            ->type_name("NAME|MxNxK");
+  number("--layers", &shapes->layers, 0, "Layers of --shape's model on a GPU; 0: all of them");
   command
       .add_option("--recipe", shapes->recipe,
                   "How --shape's synthetic weights are stored; none: 16 bit (default: quik-4b)")
@@ -250,9 +252,24 @@ Action add_bench(CLI::App& command) {
   set_examples(command, {"nibble bench MODEL", "nibble bench MODEL -p 2048 -n 0 -r 5",
                          "nibble bench MODEL -n 64 -d 1024 -b 4 --json",
                          "nibble bench --shape llama-2-7b --recipe quik-4b",
+                         "nibble bench --device cuda --shape llama-2-7b --recipe quik-4b -p 2048 -d 2048",
                          "nibble bench --shape 512x4096x4096 --recipe none"});
   return [options, shapes, common, model, shape] {
-    common->apply();
+    common->apply(true);
+    if (common->engine_device().gpu >= 0) {
+      if (shape->count() == 0 && model->count() == 0)
+        fail_usage("MODEL or --shape is required.\nSee 'nibble bench --help'.");
+      if (options->batch != 1)
+        fail_usage("-b {}: on a GPU one sequence is decoded at a time", options->batch);
+      if (shapes->recipe.empty()) shapes->recipe = "none";
+      return bench_device({.model = options->model,
+                           .shape = *shapes,
+                           .prompt = options->prompt,
+                           .generate = options->generate,
+                           .depth = options->depth,
+                           .repetitions = options->repetitions},
+                          *common);
+    }
     if (shape->count() > 0) {
       if (shapes->recipe.empty()) shapes->recipe = "quik-4b";
       if (options->prompt < 1) fail_usage("-p 0: a shape needs at least one token");

@@ -27,13 +27,18 @@ constexpr double kSampleSeconds = 0.05;
 struct NamedShape {
   const char* name;
   int64_t hidden, intermediate, query, key_value;  // features
+  int64_t layers, head_dim, vocabulary;
 };
 
 constexpr NamedShape kNamedShapes[] = {
-    {"smollm2-135m", 576, 1536, 576, 192},    {"qwen2.5-0.5b", 896, 4864, 896, 128},
-    {"llama-3.2-1b", 2048, 8192, 2048, 512},  {"llama-2-7b", 4096, 11008, 4096, 4096},
-    {"llama-3-8b", 4096, 14336, 4096, 1024},  {"qwen2.5-7b", 3584, 18944, 3584, 512},
-    {"llama-2-13b", 5120, 13824, 5120, 5120}, {"llama-2-70b", 8192, 28672, 8192, 1024},
+    {"smollm2-135m", 576, 1536, 576, 192, 30, 64, 49152},
+    {"qwen2.5-0.5b", 896, 4864, 896, 128, 24, 64, 151936},
+    {"llama-3.2-1b", 2048, 8192, 2048, 512, 16, 64, 128256},
+    {"llama-2-7b", 4096, 11008, 4096, 4096, 32, 128, 32000},
+    {"llama-3-8b", 4096, 14336, 4096, 1024, 32, 128, 128256},
+    {"qwen2.5-7b", 3584, 18944, 3584, 512, 28, 128, 152064},
+    {"llama-2-13b", 5120, 13824, 5120, 5120, 40, 128, 32000},
+    {"llama-2-70b", 8192, 28672, 8192, 1024, 80, 128, 32000},
 };
 
 struct Member {
@@ -188,6 +193,31 @@ std::string shape_names() {
   std::string names;
   for (const NamedShape& shape : kNamedShapes) names += std::string(names.empty() ? "" : ", ") + shape.name;
   return names;
+}
+
+ModelSpec shape_spec(const ShapeBench& options) {
+  for (const NamedShape& shape : kNamedShapes) {
+    if (options.shape != shape.name) continue;
+    return {.model_type = shape.name,
+            .hidden_size = shape.hidden,
+            .intermediate_size = shape.intermediate,
+            .layers = shape.layers,
+            .heads = shape.query / shape.head_dim,
+            .kv_heads = shape.key_value / shape.head_dim,
+            .head_dim = shape.head_dim,
+            .vocabulary = shape.vocabulary,
+            .context_length = int64_t{1} << 17};
+  }
+  fail_usage("--shape {}: on a GPU expected one of {}", options.shape, shape_names());
+}
+
+std::vector<PackedLinear> synthetic_layer(const ShapeBench& options) {
+  const Recipe recipe = Recipe::find(options.recipe);
+  std::vector<PackedLinear> linears;
+  for (const Group& group : groups_of(options)) {
+    for (const Member& member : group.members) linears.push_back(synthetic_linear(member, group, &recipe));
+  }
+  return linears;
 }
 
 int bench_shapes(const ShapeBench& options, const CommonOptions& common) {

@@ -3,8 +3,11 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "command.h"
+#include "formats/format.h"
+#include "models/model_spec.h"
 
 namespace nibble {
 
@@ -13,10 +16,16 @@ struct ShapeBench {
   std::string recipe;               // of recipe.h, or "none": 16-bit weights
   int64_t prompt = 512, batch = 1;  // tokens per product where the shape is a model's name
   int64_t repetitions = 3;
+  int64_t layers = 0;  // on a GPU; 0: all of the model
 };
 
 // The names that --shape knows, for its help.
 std::string shape_names();
+
+// The model of that name as a spec. UsageError when --shape is no model's name.
+ModelSpec shape_spec(const ShapeBench& options);
+// The linears of one of its layers with synthetic weights: q, k, v, o, gate, up, down.
+std::vector<PackedLinear> synthetic_layer(const ShapeBench& options);
 
 // Times the linear groups of one decoder block (or one linear) as the runtime would run them, prints time,
 // operations per second and bytes of weights read per second. Throws UsageError for an unknown shape or

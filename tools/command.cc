@@ -24,19 +24,20 @@ std::shared_ptr<CommonOptions> add_common_options(CLI::App& command) {
       ->check(whole_number(1, 1024))
       ->type_name("N");
   command.add_option("--device", options->device, "cpu, cuda[:N] or auto (default)")->type_name("DEVICE");
+  command.add_flag("--strict", options->strict, "On a GPU: fail where something has to run on a slower path");
   command.add_flag("-v,--verbose", options->verbose, "Say more about what is going on");
   return options;
 }
 
-void CommonOptions::apply() const {
+void CommonOptions::apply(bool uses_gpu) const {
   set_log_level(verbose ? LogLevel::kDebug : LogLevel::kInfo);
-  if (device == "cpu" || device == "auto") return;
-  const std::string_view name = device;
-  const bool cuda = name == "cuda" || (name.rfind("cuda:", 0) == 0 && name.size() > 5 && name.size() < 9 &&
-                                       name.find_first_not_of("0123456789", 5) == std::string_view::npos);
-  if (!cuda) fail_usage("--device {}: expected cpu, cuda, cuda:N or auto", device);
-  fail("--device {}: this program was built without CUDA; use --device cpu", device);
+  const int gpu = parse_device(device);
+  if (gpu < 0) return;
+  if (!uses_gpu) fail_usage("--device {}: this command runs on the CPU", device);
+  require_device(gpu);
 }
+
+EngineDevice CommonOptions::engine_device() const { return {.gpu = parse_device(device), .strict = strict}; }
 
 CLI::Option* add_model_argument(CLI::App& command, std::filesystem::path* model) {
   return command.add_option("MODEL", *model, "Hugging Face folder, GGUF file or nibble folder")

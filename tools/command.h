@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "base/thread_pool.h"
+#include "runtime/engine.h"
 
 namespace nibble {
 
@@ -34,9 +35,13 @@ struct CommonOptions {
   std::string device = "auto";
   bool verbose = false;
 
-  // Checks the device and sets the log level: to be called first by an action. Throws Error for a device that
-  // this program cannot use.
-  void apply() const;
+  bool strict = false;
+
+  // Sets the log level and checks the device: to be called first by an action, which says whether it can use
+  // a GPU. Throws Error for a device that this program cannot use.
+  void apply(bool uses_gpu = false) const;
+  // For Engine::open().
+  EngineDevice engine_device() const;
 };
 std::shared_ptr<CommonOptions> add_common_options(CLI::App& command);
 // The positional MODEL, required.

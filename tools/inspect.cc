@@ -7,6 +7,7 @@
 #include "io/checkpoint.h"
 #include "json_output.h"
 #include "pipeline/quantization_record.h"
+#include "runtime/device_model.h"
 #include "runtime/model_facts.h"
 
 namespace nibble {
@@ -149,6 +150,38 @@ void print_report(const Checkpoint& checkpoint, const ModelSpec& spec, const Mod
   print_linears(report, kernels);
 }
 
+// How the linears would run on the GPU of --device.
+std::vector<DeviceLinearFacts> device_facts(const Checkpoint& checkpoint, int gpu, ThreadPool& pool) {
+  const auto model = Model::load(checkpoint, pool, {.prepare = false});
+  return describe_device_linears(*model, gpu);
+}
+
+void print_device_linears(const std::vector<DeviceLinearFacts>& linears, const std::string& device) {
+  std::map<std::string, int64_t> counts;
+  for (const DeviceLinearFacts& facts : linears) {
+    std::string text =
+        format_text("{} on {}{}", facts.format, facts.kernel, facts.slower ? ", the slower path" : "");
+    for (const auto& [kernel, reason] : facts.refused) text += format_text("; not {}: {}", kernel, reason);
+    counts[text] += static_cast<int64_t>(facts.names.size());
+  }
+  write_output(format_text("\non {}\n", device));
+  for (const auto& [text, count] : counts) write_output(format_text("{:>5}  {}\n", count, text));
+}
+
+OrderedJson device_linears_json(const std::vector<DeviceLinearFacts>& linears) {
+  OrderedJson json = OrderedJson::array();
+  for (const DeviceLinearFacts& facts : linears) {
+    OrderedJson refused = OrderedJson::object();
+    for (const auto& [kernel, reason] : facts.refused) refused[kernel] = reason;
+    json.push_back({{"names", facts.names},
+                    {"format", facts.format},
+                    {"kernel", facts.kernel},
+                    {"slower", facts.slower},
+                    {"refused", refused}});
+  }
+  return json;
+}
+
 OrderedJson tensors_json(const Checkpoint& checkpoint) {
   OrderedJson tensors = OrderedJson::array();
   for (const auto& [name, tensor] : checkpoint.tensors()) {
@@ -187,10 +220,15 @@ int inspect(const std::filesystem::path& path, bool kernels, const CommonOptions
   ThreadPool pool(common.threads);
   const ModelSpec spec = read_model_spec(checkpoint);
   const ModelFacts report = read_model_facts(checkpoint, pool);
+  const int gpu = common.engine_device().gpu;
+  std::vector<DeviceLinearFacts> on_device;
+  if (gpu >= 0) on_device = device_facts(checkpoint, gpu, pool);
   if (!common.json) {
     print_report(checkpoint, spec, report, kernels);
+    if (gpu >= 0) print_device_linears(on_device, common.device);
     return kExitDone;
   }
+  if (gpu >= 0) json["device_linears"] = device_linears_json(on_device);
   json["architecture_known"] = true;
   json["layers"] = spec.layers;
   json["hidden_size"] = spec.hidden_size;
@@ -232,10 +270,10 @@ Action add_inspect(CLI::App& command) {
   const auto kernels = std::make_shared<bool>(false);
   add_model_argument(command, path.get());
   command.add_flag("--kernels", *kernels, "Also say why faster kernels do not run a linear here");
-  set_examples(command,
-               {"nibble inspect MODEL", "nibble inspect OUT --kernels", "nibble inspect OUT --json"});
+  set_examples(command, {"nibble inspect MODEL", "nibble inspect OUT --kernels",
+                         "nibble inspect OUT --kernels --device cuda", "nibble inspect OUT --json"});
   return [path, kernels, common] {
-    common->apply();
+    common->apply(true);
     return inspect(*path, *kernels, *common);
   };
 }

@@ -19,11 +19,12 @@ struct LogitsCommand {
 };
 
 int write_logits(const LogitsCommand& options, const CommonOptions& common) {
-  const CacheTypes cache = {cache_type_from_name(options.key_cache, "--cache-type-k"),
-                            cache_type_from_name(options.value_cache, "--cache-type-v")};
   // Claimed first: a place that cannot be written should be refused before the work, not after.
   AtomicOutput output(options.output, false, true);
-  const auto engine = Engine::open(options.model, std::make_shared<ThreadPool>(common.threads));
+  const auto engine =
+      Engine::open(options.model, std::make_shared<ThreadPool>(common.threads), 0, common.engine_device());
+  const CacheTypes cache = engine->cache_types({cache_type_from_name(options.key_cache, "--cache-type-k"),
+                                                cache_type_from_name(options.value_cache, "--cache-type-v")});
   std::vector<int32_t> ids;
   if (!options.ids_file.empty()) {
     TokenIds file = read_token_ids_file(options.ids_file, engine->vocabulary());
@@ -83,7 +84,7 @@ Action add_logits(CLI::App& command) {
   set_examples(command, {"nibble logits MODEL -p 'Hello world' -o logits.safetensors",
                          "nibble logits MODEL --ids-file ids.safetensors -o logits.safetensors"});
   return [options, common] {
-    common->apply();
+    common->apply(true);
     return write_logits(*options, *common);
   };
 }

@@ -34,10 +34,10 @@ std::string with_error(double value, double standard_error) {
 }
 
 int measure(const PerplexityCommand& options, const CommonOptions& common) {
-  const CacheTypes cache = {cache_type_from_name(options.key_cache, "--cache-type-k"),
-                            cache_type_from_name(options.value_cache, "--cache-type-v")};
   auto pool = std::make_shared<ThreadPool>(common.threads);
-  const std::unique_ptr<Engine> engine = Engine::open(options.model, pool);
+  const std::unique_ptr<Engine> engine = Engine::open(options.model, pool, 0, common.engine_device());
+  const CacheTypes cache = engine->cache_types({cache_type_from_name(options.key_cache, "--cache-type-k"),
+                                                cache_type_from_name(options.value_cache, "--cache-type-v")});
   std::unique_ptr<Engine> reference;
   if (!options.reference.empty()) reference = Engine::open(options.reference, pool);
 
@@ -74,6 +74,7 @@ int measure(const PerplexityCommand& options, const CommonOptions& common) {
       json["top1_agreement"] = result.top1_agreement;
       json["top1_stderr"] = result.top1_stderr;
     }
+    json["device"] = engine->device() == nullptr ? "cpu" : engine->device()->device_name();
     json["context"] = windows.length;
     json["cache_type_k"] = cache_type_name(cache.keys);
     json["cache_type_v"] = cache_type_name(cache.values);
@@ -123,7 +124,7 @@ Action add_perplexity(CLI::App& command) {
                          "nibble perplexity MODEL -f text.txt -c 2048 --chunks 40 --no-special",
                          "nibble perplexity OUT -f text.txt --reference MODEL --json"});
   return [options, common] {
-    common->apply();
+    common->apply(true);
     return measure(*options, *common);
   };
 }

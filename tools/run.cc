@@ -33,8 +33,10 @@ void print_rates(const Generation& result) {
 }
 
 int run(const RunOptions& options, const CommonOptions& common) {
-  LanguageModel model =
-      LanguageModel::load(options.model, {.threads = common.threads, .context_length = options.context});
+  LanguageModel model = LanguageModel::load(options.model, {.threads = common.threads,
+                                                            .context_length = options.context,
+                                                            .device = common.device,
+                                                            .strict = common.strict});
   std::vector<int32_t> ids;
   if (!options.prompt_ids.empty()) {
     ids = parse_token_ids(options.prompt_ids, "--prompt-ids");
@@ -57,7 +59,8 @@ int run(const RunOptions& options, const CommonOptions& common) {
   };
   const Generation result = model.generate(ids, options.generate, stream);
   if (common.json) {
-    write_json({{"prompt_ids", result.prompt_ids},
+    write_json({{"device", model.device_name().empty() ? "cpu" : model.device_name()},
+                {"prompt_ids", result.prompt_ids},
                 {"output_ids", result.output_ids},
                 {"text", result.text},
                 {"stop_reason", stop_reason_name(result.stop_reason)},
@@ -143,7 +146,7 @@ Action add_run(CLI::App& command) {
       "generation_config.json; where that has none: --temp 0.8 --top-k 40 --top-p 0.95 --min-p 0.05.\n"
       "Ctrl-C ends the generation.");
   return [options, common] {
-    common->apply();
+    common->apply(true);
     return run(*options, *common);
   };
 }

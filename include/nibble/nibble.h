@@ -22,6 +22,8 @@ namespace nibble {
 struct LoadOptions {
   int threads = 0;             // 0: the cores of the process's affinity and cgroup
   int64_t context_length = 0;  // positions; 0: the model's own
+  std::string device = "cpu";  // "cpu", "cuda" or "cuda:N"
+  bool strict = false;         // on a GPU: refuse models of which something runs on a slower path there
 };
 
 // How the next token is drawn. What is not set comes from the model's generation_config.json; see sampler.h
@@ -110,6 +112,7 @@ class LanguageModel {
                               const LanguageModel* reference = nullptr);
 
   int64_t context_length() const;
+  std::string device_name() const;  // of the GPU; empty on the CPU
   int64_t vocabulary_size() const;
   int threads() const;
 

@@ -11,7 +11,7 @@ namespace nibble {
 
 std::unique_ptr<Model> Model::load(const Checkpoint& checkpoint, ThreadPool& pool,
                                    const BuildOptions& options) {
-  ModelBuilder builder{.checkpoint = checkpoint, .pool = pool};
+  ModelBuilder builder{.checkpoint = checkpoint, .pool = pool, .prepare = options.prepare};
   std::unique_ptr<Model> model = builder.build_shell(options);
   builder.build_blocks(*model);
   model->checkpoint_ = nullptr;

@@ -80,6 +80,7 @@ class RopeTable;
 
 struct BuildOptions {
   int64_t context_length = 0;  // positions that can be used; 0: the model's own
+  bool prepare = true;         // kernels; without, the model holds what the checkpoint has and cannot run
 };
 
 class Model {

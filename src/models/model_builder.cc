@@ -145,7 +145,7 @@ std::unique_ptr<Model> ModelBuilder::build_shell(const BuildOptions& options) {
                                                  ? model->embedding_
                                                  : load_linear("lm_head", spec.vocabulary, spec.hidden_size,
                                                                false, "vocab_size", "hidden_size")});
-  model->head_->prepare(pool);
+  if (prepare) model->head_->prepare(pool);
   return model;
 }
 
@@ -199,7 +199,9 @@ Block ModelBuilder::build_block(const ModelSpec& spec, const std::shared_ptr<con
   Block block;
   block.sublayers.push_back(make_attention_layer(spec, std::move(a), rope));
   block.sublayers.push_back(make_mlp_layer(spec, std::move(m)));
-  for (const std::unique_ptr<SubLayer>& sublayer : block.sublayers) sublayer->prepare(pool);
+  if (prepare) {
+    for (const std::unique_ptr<SubLayer>& sublayer : block.sublayers) sublayer->prepare(pool);
+  }
   return block;
 }
 

@@ -14,6 +14,7 @@ struct ModelBuilder {
   ThreadPool& pool;
   // Whether every weight is looked at for NaN and infinity: for quantization, which would spread them.
   bool check_finite = false;
+  bool prepare = true;  // BuildOptions
 
   // Spec, embedding, final norm, head and rotary table; no blocks.
   std::unique_ptr<Model> build_shell(const BuildOptions& options);

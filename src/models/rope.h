@@ -24,6 +24,7 @@ class RopeTable {
   RopeTable& operator=(const RopeTable&) = delete;
 
   int64_t half() const { return half_; }  // pairs per head
+  std::span<const float> frequencies() const { return frequencies_; }
   int64_t context_length() const { return context_length_; }
   // Makes rows [0, end) available. Throws Error for positions beyond the context length.
   void reserve(int64_t end) const;

@@ -12,6 +12,7 @@
 #include "base/thread_pool.h"
 #include "io/checkpoint.h"
 #include "models/model.h"
+#include "runtime/device_model.h"
 #include "tokenizers/tokenizer.h"
 
 namespace nibble {
@@ -20,16 +21,29 @@ namespace nibble {
 // enough for the activations of wide models to stay in cache.
 inline constexpr int64_t kPromptBatch = 512;
 
+// Where a model runs.
+struct EngineDevice {
+  int gpu = -1;         // its number; -1: the CPU
+  bool strict = false;  // refuse what runs on a slower path there
+};
+
 class Engine {
  public:
   // Throws Error for a path that is no model, a broken one, or one of an unknown architecture.
   // `context_length` 0 means the model's own. The position tables hold one position more: perplexity's
   // windows may fill the context with a BOS in front.
+  // On a GPU the slower paths that linears take there are announced. Throws Error for a GPU that cannot be
+  // used, has too little memory, or has no way of running the model.
   static std::unique_ptr<Engine> open(const std::filesystem::path& path, std::shared_ptr<ThreadPool> pool,
-                                      int64_t context_length = 0);
+                                      int64_t context_length = 0, const EngineDevice& device = {});
 
   const Checkpoint& checkpoint() const { return checkpoint_; }
+  // On a GPU it has no kernels: it only says what the model is.
   const Model& model() const { return *model_; }
+  DeviceModel* device() const { return device_.get(); }  // null on the CPU
+  // How keys and values are really kept when `wanted` is asked for: on a GPU as F16, also for F32. Throws
+  // UsageError for types that it does not have.
+  CacheTypes cache_types(CacheTypes wanted) const;
   const std::shared_ptr<ThreadPool>& pool() const { return pool_; }
   const std::filesystem::path& path() const { return checkpoint_.path(); }
   int64_t context_length() const { return context_length_; }
@@ -47,6 +61,7 @@ class Engine {
   Checkpoint checkpoint_;
   std::shared_ptr<ThreadPool> pool_;
   std::unique_ptr<Model> model_;
+  std::unique_ptr<DeviceModel> device_;
   int64_t context_length_ = 0;
   double load_seconds_ = 0;
   mutable std::unique_ptr<Tokenizer> tokenizer_;
@@ -61,7 +76,7 @@ class Session {
 
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }
-  size_t cache_bytes() const { return cache_->bytes(); }
+  size_t cache_bytes() const { return sequence_ ? sequence_->bytes() : cache_->bytes(); }
   // Forgets all positions from `length` on.
   void truncate(int64_t length);
 
@@ -76,10 +91,12 @@ class Session {
   // Runs one batch; its hidden states are then in hidden_.
   void run_batch(std::span<const int32_t> ids);
   void check_fits(size_t count) const;
+  void check_ids(std::span<const int32_t> ids) const;
   const Engine& engine_;
   int64_t capacity_;
   int64_t length_ = 0;
   std::unique_ptr<SequenceCache> cache_;
+  std::unique_ptr<DeviceSequence> sequence_;  // instead, on a GPU
   Scratch scratch_;
   std::vector<float> hidden_;  // [batch, hidden]
   std::vector<float> logits_;  // [vocabulary]

@@ -40,7 +40,8 @@ LanguageModel::~LanguageModel() = default;
 
 LanguageModel LanguageModel::load(const std::filesystem::path& path, const LoadOptions& options) {
   auto state = std::make_unique<State>();
-  state->engine = Engine::open(path, std::make_shared<ThreadPool>(options.threads), options.context_length);
+  state->engine = Engine::open(path, std::make_shared<ThreadPool>(options.threads), options.context_length,
+                               {.gpu = parse_device(options.device), .strict = options.strict});
   return LanguageModel(std::move(state));
 }
 
@@ -79,6 +80,9 @@ PerplexityResult LanguageModel::perplexity(std::span<const int32_t> ids, int64_t
 }
 
 int64_t LanguageModel::context_length() const { return state_->engine->context_length(); }
+std::string LanguageModel::device_name() const {
+  return state_->engine->device() == nullptr ? "" : state_->engine->device()->device_name();
+}
 int64_t LanguageModel::vocabulary_size() const { return state_->engine->vocabulary(); }
 int LanguageModel::threads() const { return state_->engine->pool()->size(); }
 

@@ -46,6 +46,11 @@ class WindowRunner : public LogitsSource {
  public:
   WindowRunner(const Engine& engine, int64_t length, int64_t windows_at_once, CacheTypes cache)
       : engine_(engine), length_(length) {
+    if (engine.device() != nullptr) {
+      engine.cache_types(cache);
+      sequence_ = engine.device()->make_sequence(length);
+      return;
+    }
     for (int64_t i = 0; i < windows_at_once; ++i) caches_.push_back(engine.model().make_cache(length, cache));
   }
   // From now on the hidden states of scored tokens go there, one after another.
@@ -56,6 +61,15 @@ class WindowRunner : public LogitsSource {
     const int64_t hidden_size = model.spec().hidden_size;
     tokens_ = static_cast<int64_t>(batch.ids.size());
     hidden_.resize(static_cast<size_t>(tokens_ * hidden_size));
+    if (sequence_) {
+      for (int64_t row = 0; row < tokens_; row += length_) {
+        sequence_->truncate(0);
+        sequence_->append(
+            std::span(batch.ids).subspan(static_cast<size_t>(row), static_cast<size_t>(length_)),
+            hidden_.data() + row * hidden_size, nullptr);
+      }
+      return keep(batch);
+    }
     model.embed(batch.ids, hidden_.data());
     std::vector<SequenceSpan> spans;
     for (int64_t row = 0; row < tokens_; row += length_) {
@@ -66,24 +80,40 @@ class WindowRunner : public LogitsSource {
     model.run_blocks(
         hidden_.data(),
         {.sequences = spans, .tokens = tokens_, .scratch = &scratch_, .pool = engine_.pool().get()});
-    if (kept_ == nullptr) return;
-    for (const int64_t row : batch.rows)
-      kept_ = std::copy_n(hidden_.data() + row * hidden_size, hidden_size, kept_);
+    keep(batch);
   }
 
   const float* logits(const WindowBatch& batch, size_t at, size_t count) override {
     logits_.resize(count * static_cast<size_t>(engine_.vocabulary()));
+    if (sequence_) {
+      const int64_t hidden_size = engine_.model().spec().hidden_size;
+      std::vector<float> states(count * static_cast<size_t>(hidden_size));
+      for (size_t i = 0; i < count; ++i) {
+        std::copy_n(hidden_.data() + batch.rows[at + i] * hidden_size, hidden_size,
+                    states.data() + static_cast<int64_t>(i) * hidden_size);
+      }
+      engine_.device()->logits(states.data(), static_cast<int64_t>(count), logits_.data());
+      return logits_.data();
+    }
     engine_.model().logits(hidden_.data(), std::span(batch.rows).subspan(at, count), tokens_, logits_.data(),
                            scratch_, *engine_.pool());
     return logits_.data();
   }
 
  private:
+  void keep(const WindowBatch& batch) {
+    if (kept_ == nullptr) return;
+    const int64_t hidden_size = engine_.model().spec().hidden_size;
+    for (const int64_t row : batch.rows)
+      kept_ = std::copy_n(hidden_.data() + row * hidden_size, hidden_size, kept_);
+  }
+
   const Engine& engine_;
   int64_t length_;
   int64_t tokens_ = 0;
   float* kept_ = nullptr;
   std::vector<std::unique_ptr<SequenceCache>> caches_;
+  std::unique_ptr<DeviceSequence> sequence_;  // instead, on a GPU: windows run one after another
   Scratch scratch_;
   std::vector<float> hidden_, logits_;
 };

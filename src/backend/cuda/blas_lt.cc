@@ -1,12 +1,9 @@
 #include "backend/cuda/blas_lt.h"
 
-#include <cublasLt.h>
-#include <dlfcn.h>
-
 #include <algorithm>
-#include <array>
 #include <vector>
 
+#include "backend/cuda/blas_lt_library.h"
 #include "backend/cuda/device.h"
 #include "base/error.h"
 
@@ -15,64 +12,6 @@ namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 constexpr int kCandidates = 24;
-
-struct Library {
-  decltype(&cublasLtCreate) create;
-  decltype(&cublasLtGetVersion) version;
-  decltype(&cublasLtMatmulDescCreate) desc_create;
-  decltype(&cublasLtMatmulDescDestroy) desc_destroy;
-  decltype(&cublasLtMatmulDescSetAttribute) desc_set;
-  decltype(&cublasLtMatrixLayoutCreate) layout_create;
-  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy;
-  decltype(&cublasLtMatmulPreferenceCreate) preference_create;
-  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy;
-  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
-  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
-  decltype(&cublasLtMatmul) matmul;
-  cublasLtHandle_t handle = nullptr;
-};
-
-template <typename Function>
-void resolve(void* library, const char* symbol, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(library, symbol));
-  if (function == nullptr) fail("libcublasLt has no function '{}'", symbol);
-}
-
-void check_blas(cublasStatus_t status, const char* what) {
-  if (status != CUBLAS_STATUS_SUCCESS)
-    fail("cuBLASLt: {} fails with status {}", what, static_cast<int>(status));
-}
-
-const Library& library() {
-  static const Library loaded = [] {
-    constexpr std::array kNames = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"};
-    void* handle = nullptr;
-    std::string reason;
-    for (const char* name : kNames) {
-      handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-      if (handle != nullptr) break;
-      if (reason.empty()) reason = dlerror();
-    }
-    if (handle == nullptr)
-      fail("FP16 products on the GPU need cuBLASLt, which could not be opened: {}", reason);
-    Library made = {};
-    resolve(handle, "cublasLtCreate", made.create);
-    resolve(handle, "cublasLtGetVersion", made.version);
-    resolve(handle, "cublasLtMatmulDescCreate", made.desc_create);
-    resolve(handle, "cublasLtMatmulDescDestroy", made.desc_destroy);
-    resolve(handle, "cublasLtMatmulDescSetAttribute", made.desc_set);
-    resolve(handle, "cublasLtMatrixLayoutCreate", made.layout_create);
-    resolve(handle, "cublasLtMatrixLayoutDestroy", made.layout_destroy);
-    resolve(handle, "cublasLtMatmulPreferenceCreate", made.preference_create);
-    resolve(handle, "cublasLtMatmulPreferenceDestroy", made.preference_destroy);
-    resolve(handle, "cublasLtMatmulPreferenceSetAttribute", made.preference_set);
-    resolve(handle, "cublasLtMatmulAlgoGetHeuristic", made.heuristic);
-    resolve(handle, "cublasLtMatmul", made.matmul);
-    check_blas(made.create(&made.handle), "creating a handle");
-    return made;
-  }();
-  return loaded;
-}
 
 }  // namespace
 
@@ -85,7 +24,7 @@ struct HalfProduct::State {
   bool integers = false;
 
   ~State() {
-    const Library& lt = library();
+    const BlasLt& lt = blas_lt();
     if (desc != nullptr) lt.desc_destroy(desc);
     for (cublasLtMatrixLayout_t layout : {w, x, y}) {
       if (layout != nullptr) lt.layout_destroy(layout);
@@ -96,7 +35,7 @@ struct HalfProduct::State {
 HalfProduct::HalfProduct(int m, int n, int k, const __half* x, const __half* w, __half* y,
                          cudaStream_t stream, int y_stride, BlasNumbers numbers)
     : state_(std::make_unique<State>()) {
-  const Library& lt = library();
+  const BlasLt& lt = blas_lt();
   State& state = *state_;
   // cuBLAS is column-major: y^T [n, m] = w [n, k] x^T, with w stored as its transpose.
   state.integers = numbers == BlasNumbers::kInt8;
@@ -163,11 +102,11 @@ void HalfProduct::enqueue(const __half* x, const __half* w, __half* y, cudaStrea
   const State& state = *state_;
   const void* const alpha = state.integers ? static_cast<const void*>(&one) : &half_one;
   const void* const beta = state.integers ? static_cast<const void*>(&zero) : &half_zero;
-  check_blas(library().matmul(library().handle, state.desc, alpha, w, state.w, x, state.x, beta, y, state.y,
+  check_blas(blas_lt().matmul(blas_lt().handle, state.desc, alpha, w, state.w, x, state.x, beta, y, state.y,
                               y, state.y, &state.algorithm, state.workspace.data(), kWorkspaceBytes, stream),
              "a product");
 }
 
-size_t blas_lt_version() { return library().version(); }
+size_t blas_lt_version() { return blas_lt().version(); }
 
 }  // namespace nibble::cuda

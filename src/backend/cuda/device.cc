@@ -19,8 +19,9 @@ void check_last(const char* what) { check(cudaGetLastError(), what); }
 Device open_device(int index) {
   Device device = {.index = index};
   int count = 0;
-  check(cudaGetDeviceCount(&count), "looking for NVIDIA GPUs");
-  if (index < 0 || index >= count) fail_usage("there is no GPU {}; this machine has {}", index, count);
+  check(cudaGetDeviceCount(&count), format_text("--device cuda:{}: looking for NVIDIA GPUs", index).c_str());
+  if (index < 0 || index >= count)
+    fail_usage("--device cuda:{}: there is no such GPU; this machine has {}", index, count);
   cudaDeviceProp properties = {};
   check(cudaGetDeviceProperties(&properties, index), "reading the GPU's properties");
   device.name = properties.name;
@@ -66,6 +67,13 @@ void Buffer::upload(const void* from, size_t bytes) {
 void Buffer::download(void* to, size_t bytes) const {
   NIBBLE_CHECK(bytes <= bytes_);
   check(cudaMemcpy(to, data_, bytes, cudaMemcpyDeviceToHost), "copying from the GPU");
+}
+
+Buffer Buffer::clone() const {
+  if (bytes_ == 0) return {};
+  Buffer copy(bytes_);
+  check(cudaMemcpy(copy.data_, data_, bytes_, cudaMemcpyDeviceToDevice), "copying within the GPU");
+  return copy;
 }
 
 Stream::Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"); }

@@ -43,6 +43,7 @@ class Buffer {
   size_t bytes() const { return bytes_; }
   void upload(const void* from, size_t bytes);
   void download(void* to, size_t bytes) const;
+  Buffer clone() const;  // the same bytes in other memory; empty when this is
 
  private:
   void* data_ = nullptr;

@@ -3,6 +3,7 @@
 // by the tokens' tile in shared memory. Decoding the next 64 columns overlaps the products of the last 64.
 #include <array>
 
+#include "backend/cuda/cluster.cuh"
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/tensor_map.h"
 #include "backend/cuda/wgmma.cuh"

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "backend/cuda/cluster.cuh"
 #include "backend/cuda/ptx.cuh"
 #include "formats/group_int/cuda/operands.cuh"
 #include "formats/group_int/cuda/tile_walk.cuh"
@@ -64,7 +65,7 @@ __device__ void add_cluster(uint32_t sums, const TileArguments& a, int row, int 
     float4 total = {0, 0, 0, 0};
 #pragma unroll 4
     for (int other = 0; other < a.split; ++other) {
-      const float4 v = ptx::load_cluster_float4(ptx::cluster_address(at, other));
+      const float4 v = ptx::load_remote_float4(ptx::remote_address(at, other));
       total = {total.x + v.x, total.y + v.y, total.z + v.z, total.w + v.w};
     }
     if (a.bias != nullptr) {

@@ -1,0 +1,374 @@
+#include <algorithm>
+#include <climits>
+
+#include "backend/cuda/elementwise.h"
+#include "backend/cuda/launch.cuh"
+#include "backend/cuda/ptx.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ inline float warp_sum(float value) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(kAllLanes, value, lane);
+  return value;
+}
+
+// Every thread gets the sum over the block; blocks of up to 1024 threads.
+__device__ inline float block_sum(float value) {
+  __shared__ float sums[32];
+  value = warp_sum(value);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
+  __syncthreads();
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  return warp_sum(static_cast<int>(threadIdx.x % 32) < warps ? sums[threadIdx.x % 32] : 0.0f);
+}
+
+struct alignas(8) Half4 {
+  __half2 a, b;
+};
+__device__ inline float4 to_float(Half4 h) {
+  const float2 a = __half22float2(h.a), b = __half22float2(h.b);
+  return {a.x, a.y, b.x, b.y};
+}
+__device__ inline Half4 to_half(float4 v) {
+  return {__floats2half2_rn(v.x, v.y), __floats2half2_rn(v.z, v.w)};
+}
+
+__global__ void embed_kernel(const __half* table, const int32_t* ids, int hidden, float* residual) {
+  ptx::wait_for_previous_kernel();
+  ptx::launch_dependents();
+  const __half* const from = table + int64_t{ids[blockIdx.x]} * hidden;
+  float* const to = residual + int64_t{blockIdx.x} * hidden;
+  for (int i = threadIdx.x; i < hidden; i += blockDim.x) to[i] = __half2float(from[i]);
+}
+
+__global__ void add_norm_kernel(float* residual, const __half* update, const float* weight, float epsilon,
+                                int hidden, __half* out) {
+  extern __shared__ __align__(16) float kept[];  // [hidden]
+  // Weights depend on no kernel: the first of them arrive while the previous one ends.
+  const float4* const weights = reinterpret_cast<const float4*>(weight);
+  const float4 first_weight = threadIdx.x < hidden / 4 ? __ldg(weights + threadIdx.x) : float4{};
+  ptx::wait_for_previous_kernel();
+  ptx::launch_dependents();
+  const int64_t token = blockIdx.x;
+  float4* const from = reinterpret_cast<float4*>(residual + token * hidden);
+  const Half4* const more = reinterpret_cast<const Half4*>(update + token * hidden);
+  float squares = 0;
+  for (int i = threadIdx.x; i < hidden / 4; i += blockDim.x) {
+    float4 v = from[i];
+    if (update != nullptr) {
+      const float4 u = to_float(more[i]);
+      v = {v.x + u.x, v.y + u.y, v.z + u.z, v.w + u.w};
+      from[i] = v;
+    }
+    squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    reinterpret_cast<float4*>(kept)[i] = v;
+  }
+  const float scale = rsqrtf(block_sum(squares) / static_cast<float>(hidden) + epsilon);
+  Half4* const to = reinterpret_cast<Half4*>(out + token * hidden);
+  for (int i = threadIdx.x; i < hidden / 4; i += blockDim.x) {
+    const float4 v = reinterpret_cast<const float4*>(kept)[i];  // written by this thread
+    const float4 w = i == threadIdx.x ? first_weight : __ldg(weights + i);
+    to[i] = to_half({v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w});
+  }
+}
+
+__global__ void add_kernel(float* residual, const __half* update, int64_t count) {
+  ptx::wait_for_previous_kernel();
+  ptx::launch_dependents();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < count) residual[i] += __half2float(update[i]);
+}
+
+__device__ inline float silu(float x) { return x / (1.0f + __expf(-x)); }
+
+// Grid (tokens, pieces of the width), 8 elements per thread.
+__global__ void silu_multiply_kernel(const __half* gate_up, int width, __half* out) {
+  ptx::wait_for_previous_kernel();
+  ptx::launch_dependents();
+  const int i = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
+  if (i >= width) return;
+  const __half* const from = gate_up + int64_t{blockIdx.x} * 2 * width + i;
+  const uint4 g = *reinterpret_cast<const uint4*>(from), u = *reinterpret_cast<const uint4*>(from + width);
+  uint4 result;
+  const __half2* const gate = reinterpret_cast<const __half2*>(&g);
+  const __half2* const up = reinterpret_cast<const __half2*>(&u);
+  __half2* const to = reinterpret_cast<__half2*>(&result);
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const float2 a = __half22float2(gate[e]), b = __half22float2(up[e]);
+    to[e] = __floats2half2_rn(silu(a.x) * b.x, silu(a.y) * b.y);
+  }
+  *reinterpret_cast<uint4*>(out + int64_t{blockIdx.x} * width + i) = result;
+}
+
+__global__ void add_bias_kernel(__half* y, int64_t y_stride, const float* bias, int n) {
+  ptx::wait_for_previous_kernel();
+  ptx::launch_dependents();
+  __half* const row = y + int64_t{blockIdx.x} * y_stride;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) row[i] = __float2half_rn(__half2float(row[i]) + bias[i]);
+}
+
+// A block of 8 warps per token, a head per warp. A lane holds elements 2 l, 2 l + 1 and half + 2 l, half + 2
+// l + 1 for l = lane, lane + 32: both kinds of pairs lie within one lane.
+constexpr int kRotateWarps = 8, kMaximumHeadDim = 256, kSteps = kMaximumHeadDim / 128;
+
+// Grid (tokens, sets of heads). Position and table of pages were there before the pass began: the turns are
+// computed while the previous kernel ends.
+template <bool kStoreValues>
+__global__ void __launch_bounds__(32 * kRotateWarps) rotate_kernel(RotateProblem problem) {
+  __shared__ float2 turns[kMaximumHeadDim / 2];  // cosine and sine
+  const HeadsShape shape = problem.shape;
+  const int token = blockIdx.x, position = *problem.first_position + token;
+  const int half = shape.head_dim / 2, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (problem.frequencies != nullptr) {
+    for (int i = threadIdx.x; i < half; i += blockDim.x) {
+      float sine, cosine;
+      sincosf(static_cast<float>(position) * problem.frequencies[i], &sine, &cosine);
+      turns[i] = {cosine, sine};
+    }
+  }
+  __half* const row = problem.qkv + int64_t{token} * shape.stride();
+  const int page = problem.cache.pages[position / kPagePositions], slot = position % kPagePositions;
+  __syncthreads();
+  ptx::wait_for_previous_kernel();
+  ptx::launch_dependents();
+
+  const int heads = shape.heads + (kStoreValues ? 2 : 1) * shape.kv_heads;
+  for (int head = blockIdx.y * kRotateWarps + warp; head < heads; head += gridDim.y * kRotateWarps) {
+    if (kStoreValues && head >= shape.heads + shape.kv_heads) {
+      const __half* const values = row + int64_t{head} * shape.head_dim;
+      __half* const to =
+          problem.cache.values + problem.cache.offset(page, head - shape.heads - shape.kv_heads) + slot;
+      for (int d = lane; d < shape.head_dim; d += 32) to[d * kPagePositions] = values[d];
+      continue;
+    }
+    const bool query = head < shape.heads;
+    __half* const from = row + int64_t{head} * shape.head_dim;
+    const float* const norm = query ? problem.query_norm : problem.key_norm;
+    float2 low[kSteps], high[kSteps];
+    float squares = 0;
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int i = 2 * (lane + 32 * s);
+      low[s] = high[s] = {0, 0};
+      if (i >= half) continue;
+      low[s] = __half22float2(*reinterpret_cast<const __half2*>(from + i));
+      high[s] = __half22float2(*reinterpret_cast<const __half2*>(from + half + i));
+      squares += low[s].x * low[s].x + low[s].y * low[s].y + high[s].x * high[s].x + high[s].y * high[s].y;
+    }
+    const float scale =
+        norm == nullptr ? 1.0f
+                        : rsqrtf(warp_sum(squares) / static_cast<float>(shape.head_dim) + problem.epsilon);
+    __half* const to =
+        query ? from
+              : problem.cache.keys + problem.cache.offset(page, head - shape.heads) + slot * shape.head_dim;
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int i = 2 * (lane + 32 * s);
+      if (i >= half) continue;
+      float2 a = low[s], b = high[s];
+      if (norm != nullptr) {
+        a = {a.x * scale * norm[i], a.y * scale * norm[i + 1]};
+        b = {b.x * scale * norm[half + i], b.y * scale * norm[half + i + 1]};
+      }
+      if (problem.frequencies != nullptr && problem.interleaved) {
+        const float2 first = turns[i / 2], second = turns[half / 2 + i / 2];
+        a = {a.x * first.x - a.y * first.y, a.y * first.x + a.x * first.y};
+        b = {b.x * second.x - b.y * second.y, b.y * second.x + b.x * second.y};
+      } else if (problem.frequencies != nullptr) {
+        const float2 first = turns[i], second = turns[i + 1];
+        const float2 rotated = {a.x * first.x - b.x * first.y, a.y * second.x - b.y * second.y};
+        b = {b.x * first.x + a.x * first.y, b.y * second.x + a.y * second.y};
+        a = rotated;
+      }
+      *reinterpret_cast<__half2*>(to + i) = __floats2half2_rn(a.x, a.y);
+      *reinterpret_cast<__half2*>(to + half + i) = __floats2half2_rn(b.x, b.y);
+    }
+  }
+}
+
+// Values of many tokens, transposed through shared memory: a block per page and head.
+__global__ void store_values_kernel(RotateProblem problem) {
+  extern __shared__ __half tile[];  // [64, head_dim + 2]
+  ptx::wait_for_previous_kernel();
+  ptx::launch_dependents();
+  const HeadsShape shape = problem.shape;
+  const int first_position = *problem.first_position, head = blockIdx.y;
+  const int entry = first_position / kPagePositions + static_cast<int>(blockIdx.x);
+  const int begin = max(first_position, entry * kPagePositions);
+  const int end = min(first_position + problem.tokens, (entry + 1) * kPagePositions);
+  if (begin >= end) return;
+  const int width = shape.head_dim + 2;
+  const __half* const from = problem.qkv + int64_t{shape.heads + shape.kv_heads + head} * shape.head_dim;
+  for (int i = threadIdx.x; i < (end - begin) * (shape.head_dim / 2); i += blockDim.x) {
+    const int t = i / (shape.head_dim / 2), d = i % (shape.head_dim / 2) * 2;
+    const int64_t token = begin - first_position + t;
+    *reinterpret_cast<__half2*>(tile + t * width + d) =
+        *reinterpret_cast<const __half2*>(from + token * shape.stride() + d);
+  }
+  __syncthreads();
+  __half* const to = problem.cache.values + problem.cache.offset(problem.cache.pages[entry], head);
+  const int slot = begin % kPagePositions;
+  for (int i = threadIdx.x; i < kPagePositions * shape.head_dim; i += blockDim.x) {
+    const int d = i / kPagePositions, t = i % kPagePositions;
+    if (t < end - begin) to[d * kPagePositions + slot + t] = tile[t * width + d];
+  }
+}
+
+template <typename T>
+__global__ void to_half_kernel(const T* values, int64_t count, __half* out, int* overflowed) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    float value;
+    if constexpr (sizeof(T) == 2) {
+      value = __uint_as_float(uint32_t{values[i]} << 16);
+    } else {
+      value = values[i];
+    }
+    const __half rounded = __float2half_rn(value);
+    if (__hisinf(rounded) && !isinf(value)) *overflowed = 1;
+    out[i] = rounded;
+  }
+}
+
+__global__ void __launch_bounds__(1024)
+    argmax_kernel(const float* logits, int vocabulary, int32_t* id, int32_t* position, int32_t* history) {
+  __shared__ float best_of[32];
+  __shared__ int index_of[32];
+  ptx::wait_for_previous_kernel();
+  ptx::launch_dependents();
+  float best = -INFINITY;
+  int index = INT_MAX;
+  bool bad = false;
+#pragma unroll 8
+  for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) {
+    const float value = logits[i];
+    bad = bad || !isfinite(value);
+    if (value > best) {
+      best = value;
+      index = i;
+    }
+  }
+  bad = __syncthreads_or(bad);
+  const auto reduce = [&] {
+#pragma unroll
+    for (int lane = 16; lane > 0; lane /= 2) {
+      const float other = __shfl_xor_sync(kAllLanes, best, lane);
+      const int other_index = __shfl_xor_sync(kAllLanes, index, lane);
+      if (other > best || (other == best && other_index < index)) {
+        best = other;
+        index = other_index;
+      }
+    }
+  };
+  reduce();
+  if (threadIdx.x % 32 == 0) {
+    best_of[threadIdx.x / 32] = best;
+    index_of[threadIdx.x / 32] = index;
+  }
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  best = best_of[threadIdx.x];
+  index = index_of[threadIdx.x];
+  reduce();
+  if (threadIdx.x == 0) {
+    *id = min(index, vocabulary - 1);
+    const int next = *position + 1;
+    *position = next;
+    history[next] = bad ? -1 : index;
+  }
+}
+
+__global__ void random_half_kernel(__half* values, int64_t count, float amplitude, uint32_t seed) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    uint32_t h = static_cast<uint32_t>(i) * 0x9E3779B9u ^ static_cast<uint32_t>(i >> 32) ^ seed;
+    h = (h ^ (h >> 16)) * 0x85EBCA6Bu;  // the finalizer of MurmurHash3
+    h = (h ^ (h >> 13)) * 0xC2B2AE35u;
+    h ^= h >> 16;
+    values[i] = __float2half_rn(amplitude * (static_cast<float>(h) * 0x1p-31f - 1.0f));
+  }
+}
+
+int threads_for(int items) { return std::min(1024, (items + 31) / 32 * 32); }
+int blocks_for(int64_t count) { return static_cast<int>(std::min<int64_t>((count + 255) / 256, 132 * 16)); }
+
+}  // namespace
+
+void launch_embed(const __half* table, const int32_t* ids, int tokens, int hidden, float* residual,
+                  cudaStream_t stream) {
+  launch_dependent(embed_kernel, tokens, std::min(256, threads_for(hidden)), 0, stream,
+                   "looking embeddings up", table, ids, hidden, residual);
+}
+
+void launch_add_norm(float* residual, const __half* update, const float* weight, float epsilon, int tokens,
+                     int hidden, __half* out, cudaStream_t stream) {
+  if (hidden % 4 != 0) check(cudaErrorInvalidValue, "normalising");
+  const size_t bytes = sizeof(float) * static_cast<size_t>(hidden);
+  allow_shared_bytes(add_norm_kernel, bytes, "normalising");
+  // A single token is waited for: all of it at once. Of many, several fit a multiprocessor.
+  const int threads = tokens < 64 ? threads_for(hidden / 4) : std::min(256, threads_for(hidden / 4));
+  launch_dependent(add_norm_kernel, tokens, threads, bytes, stream, "normalising", residual, update, weight,
+                   epsilon, hidden, out);
+}
+
+void launch_add(float* residual, const __half* update, int64_t count, cudaStream_t stream) {
+  launch_dependent(add_kernel, static_cast<unsigned>((count + 255) / 256), 256, 0, stream, "adding", residual,
+                   update, count);
+}
+
+void launch_silu_multiply(const __half* gate_up, int tokens, int width, __half* out, cudaStream_t stream) {
+  if (width % 8 != 0) check(cudaErrorInvalidValue, "multiplying gates");
+  const int threads = std::min(256, threads_for(width / 8));
+  launch_dependent(silu_multiply_kernel, dim3(tokens, (width / 8 + threads - 1) / threads), threads, 0,
+                   stream, "multiplying gates", gate_up, width, out);
+}
+
+void launch_add_bias(__half* y, int64_t y_stride, const float* bias, int tokens, int n, cudaStream_t stream) {
+  launch_dependent(add_bias_kernel, tokens, std::min(256, threads_for(n)), 0, stream, "adding a bias", y,
+                   y_stride, bias, n);
+}
+
+void launch_rotate_and_store(const RotateProblem& problem, cudaStream_t stream) {
+  const HeadsShape& shape = problem.shape;
+  const char* const what = "storing keys and values";
+  if (shape.head_dim % 4 != 0 || shape.head_dim > kMaximumHeadDim) check(cudaErrorInvalidValue, what);
+  // A few tokens scatter their values themselves.
+  const bool scatter = problem.tokens <= 4;
+  const int sets = scatter ? (shape.heads + 2 * shape.kv_heads + kRotateWarps - 1) / kRotateWarps : 1;
+  launch_dependent(scatter ? rotate_kernel<true> : rotate_kernel<false>, dim3(problem.tokens, sets),
+                   32 * kRotateWarps, 0, stream, what, problem);
+  if (scatter) return;
+  const size_t bytes = sizeof(__half) * kPagePositions * static_cast<size_t>(shape.head_dim + 2);
+  const int pages = problem.tokens / kPagePositions + 2;  // wherever in a page they begin
+  launch_dependent(store_values_kernel, dim3(pages, shape.kv_heads), 256, bytes, stream, what, problem);
+}
+
+void launch_half_from_float(const float* values, int64_t count, __half* out, int* overflowed,
+                            cudaStream_t stream) {
+  to_half_kernel<<<blocks_for(count), 256, 0, stream>>>(values, count, out, overflowed);
+  check_last("rounding to FP16");
+}
+
+void launch_half_from_bf16(const uint16_t* values, int64_t count, __half* out, int* overflowed,
+                           cudaStream_t stream) {
+  to_half_kernel<<<blocks_for(count), 256, 0, stream>>>(values, count, out, overflowed);
+  check_last("rounding to FP16");
+}
+
+void launch_argmax(const float* logits, int vocabulary, int32_t* id, int32_t* position, int32_t* history,
+                   cudaStream_t stream) {
+  launch_dependent(argmax_kernel, 1, 1024, 0, stream, "choosing a token", logits, vocabulary, id, position,
+                   history);
+}
+
+void launch_random_half(__half* values, int64_t count, float amplitude, uint32_t seed, cudaStream_t stream) {
+  random_half_kernel<<<blocks_for(count), 256, 0, stream>>>(values, count, amplitude, seed);
+  check_last("filling with random numbers");
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,63 @@
+// The table of the device's kernels: per format, fastest first.
+#include <array>
+#include <cstdlib>
+#include <string_view>
+
+#include "backend/cuda/dense_linear.h"
+#include "backend/cuda/linear.h"
+#include "base/error.h"
+
+namespace nibble {
+namespace group_int_cuda {
+extern const cuda::DeviceKernel kDeviceKernel;
+}
+namespace quik_cuda {
+extern const cuda::DeviceKernel kDeviceKernel;
+}
+
+namespace cuda {
+namespace {
+
+constexpr std::array kDense = {&kDenseDeviceKernel};
+constexpr std::array kGroupInt = {&group_int_cuda::kDeviceKernel, &kExpandedDeviceKernel};
+constexpr std::array kQuik = {&quik_cuda::kDeviceKernel, &kExpandedDeviceKernel};
+constexpr std::array kOthers = {&kExpandedDeviceKernel};
+
+struct Row {
+  std::string_view format;
+  std::span<const DeviceKernel* const> kernels;
+};
+constexpr Row kRows[] = {{"dense", kDense}, {"group_int", kGroupInt}, {"quik", kQuik}};
+
+}  // namespace
+
+std::span<const DeviceKernel* const> device_kernels(const LinearFormat& format) {
+  for (const Row& row : kRows) {
+    if (row.format == format.name) return row.kernels;
+  }
+  return kOthers;
+}
+
+DeviceKernelChoice choose_device_kernel(const Problem& problem, const Device& device) {
+  NIBBLE_CHECK(problem.linear != nullptr && problem.linear->format != nullptr);
+  const auto kernels = device_kernels(*problem.linear->format);
+  DeviceKernelChoice choice;
+  const char* forced = std::getenv("NIBBLE_KERNEL");
+  for (const DeviceKernel* kernel : kernels) {
+    const bool is_forced = forced != nullptr && std::string_view(forced) == kernel->name;
+    std::string refusal = kernel->refusal(problem, device);
+    if (is_forced && !refusal.empty())
+      fail("{}: NIBBLE_KERNEL={}: {}", problem.linear->name, forced, refusal);
+    if (is_forced) return {.kernel = kernel, .refused = {}};
+    if (refusal.empty() && choice.kernel == nullptr) choice.kernel = kernel;
+    if (choice.kernel == nullptr) choice.refused.emplace_back(kernel, std::move(refusal));
+  }
+  if (choice.kernel == nullptr) {
+    fail("{}: no kernel of format '{}' can run it on {}", problem.linear->name, problem.linear->format->name,
+         device.name);
+  }
+  return choice;
+}
+
+}  // namespace cuda
+}  // namespace nibble

@@ -1,0 +1,168 @@
+// Whole models on the GPU against the CPU. Skipped where there is no GPU.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <sstream>
+
+#include "base/error.h"
+#include "cuda/gpu.h"
+#include "nibble/nibble.h"
+#include "runtime/engine.h"
+#include "runtime/perplexity.h"
+#include "unit/temporary_folder.h"
+
+namespace nibble {
+namespace {
+
+const std::string kFixtures = NIBBLE_TEST_DATA;
+
+std::shared_ptr<ThreadPool> pool() {
+  static const auto shared = std::make_shared<ThreadPool>(4);
+  return shared;
+}
+
+ScoringWindows windows_of(const Engine& engine, int64_t length, int64_t count) {
+  std::ifstream file(kFixtures + "/text/valid.txt");
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text_windows(engine, text.str(), {.window = length, .max_windows = count}, "valid.txt");
+}
+
+class DeviceModelTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string problem = gpu_problem(); !problem.empty()) GTEST_SKIP() << problem;
+  }
+  // Teacher-forced on text: the most likely tokens and the perplexity are the CPU's.
+  static void expect_agreement(const std::filesystem::path& model, bool quantized_activations) {
+    const auto cpu = Engine::open(model, pool());
+    const auto gpu = Engine::open(model, pool(), 0, {.gpu = 0});
+    const ScoringWindows windows = windows_of(*cpu, 200, 24);
+    const PerplexityResult expected = measure_perplexity(*cpu, windows, nullptr);
+    const PerplexityResult got = measure_perplexity(*gpu, windows, cpu.get());
+    double least_agreement = 0.99, perplexity_bound = 0.002;
+    if (quantized_activations) {
+      // A code of an activation flips with the last bit of a float, and a flipped code is an error as large
+      // as quantization's own: the CPU with its cache in F16 instead of F32 does not agree with itself to 99
+      // % either. That is the yardstick, for an engine that rounds more than the cache.
+      const PerplexityResult itself = measure_perplexity(*cpu, windows, cpu.get(), CacheType::kF16);
+      std::cout << "CPU, cache in F16: perplexity " << itself.perplexity << ", top-1 agreement "
+                << itself.top1_agreement << ", KL " << itself.kl_divergence << "\n";
+      least_agreement = std::min(least_agreement, itself.top1_agreement - 0.06);
+      perplexity_bound =
+          std::max(perplexity_bound, 2 * std::fabs(itself.perplexity / expected.perplexity - 1));
+      EXPECT_LE(got.kl_divergence, 4 * itself.kl_divergence);
+    }
+    EXPECT_GE(got.top1_agreement, least_agreement) << model;
+    EXPECT_NEAR(got.perplexity / expected.perplexity, 1, perplexity_bound) << model;
+    std::cout << model.filename().string() << ": perplexity " << got.perplexity << ", CPU "
+              << expected.perplexity << ", top-1 agreement " << got.top1_agreement << ", KL "
+              << got.kl_divergence << " over " << got.tokens << " tokens\n";
+  }
+};
+
+TEST_F(DeviceModelTest, AgreesInSixteenBits) {
+  expect_agreement(kFixtures + "/llama_outliers", false);
+  expect_agreement(kFixtures + "/qwen3", false);
+}
+
+class QuantizedDeviceModel : public DeviceModelTest, public ::testing::WithParamInterface<const char*> {};
+
+TEST_P(QuantizedDeviceModel, Agrees) {
+  const testing::TemporaryFolder folder;
+  const std::string source = kFixtures + "/llama_outliers";
+  quantize({.model = source,
+            .output = folder.path() / GetParam(),
+            .recipe = GetParam(),
+            .calibration_ids = source + "/calibration_ids.safetensors",
+            .embedding_bits = 16});
+  expect_agreement(folder.path() / GetParam(), std::string_view(GetParam()).starts_with("quik"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Recipes, QuantizedDeviceModel,
+                         ::testing::Values("gptq-w4a16-g128", "quik-4b", "quik-8b", "rtn-w4a16-g128"));
+
+// Every architecture and kind of rotation: logits after each token, in pieces of all sizes, beside the CPU's.
+TEST_F(DeviceModelTest, LogitsAreTheCpusWhateverThePieces) {
+  for (const char* name :
+       {"/tiny/llama", "/tiny/llama3_rope", "/tiny/mistral", "/tiny/qwen2", "/tiny/qwen3", "/qwen3"}) {
+    const auto cpu = Engine::open(kFixtures + name, pool());
+    const auto gpu = Engine::open(kFixtures + name, pool(), 0, {.gpu = 0});
+    const std::vector<int32_t> ids = windows_of(*cpu, 150, 1).ids;
+    const auto vocabulary = static_cast<size_t>(cpu->vocabulary());
+    std::vector<float> expected(ids.size() * vocabulary), whole(expected.size());
+    Session(*cpu, 150, CacheType::kF32).append(ids, expected.data());
+    Session(*gpu, 150, CacheType::kF16).append(ids, whole.data());
+    double squares = 0, sum = 0, differences = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      sum += expected[i];
+      squares += double{expected[i]} * expected[i];
+      differences += (double{whole[i]} - expected[i]) * (double{whole[i]} - expected[i]);
+    }
+    const double count = static_cast<double>(expected.size());
+    const double deviation = std::sqrt(squares / count - sum / count * (sum / count));
+    EXPECT_LT(std::sqrt(differences / count), 0.005 * deviation) << name;
+
+    Session pieces(*gpu, 150, CacheType::kF16);
+    size_t at = 0;
+    for (const size_t piece : {1, 1, 2, 3, 60, 4, 5, 1, 7, 1}) {
+      const std::span<const float> logits = pieces.append(std::span(ids).subspan(at, piece));
+      at += piece;
+      for (size_t i = 0; i < vocabulary; ++i)
+        ASSERT_NEAR(logits[i], whole[(at - 1) * vocabulary + i], 0.03 * deviation) << name << " after " << at;
+    }
+    pieces.truncate(10);
+    const std::span<const float> again = pieces.append(std::span(ids).subspan(10, 1));
+    for (size_t i = 0; i < vocabulary; ++i)
+      ASSERT_NEAR(again[i], whole[10 * vocabulary + i], 0.03 * deviation) << name;
+  }
+}
+
+TEST_F(DeviceModelTest, GreedyTokensAreTheMostLikelyOnes) {
+  const auto gpu = Engine::open(kFixtures + "/llama_outliers", pool(), 0, {.gpu = 0});
+  const std::vector<int32_t> ids = windows_of(*gpu, 70, 1).ids;
+  const auto sequence = gpu->device()->make_sequence(200);
+  std::vector<float> logits(static_cast<size_t>(gpu->vocabulary()));
+  const auto best = [&] {
+    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  };
+  sequence->append(ids, nullptr, logits.data());
+  const int32_t first = best();
+  const std::vector<int32_t> together = sequence->append_greedy(first, 100);
+  EXPECT_EQ(sequence->length(), 170);
+  sequence->truncate(70);
+  int32_t next = first;
+  for (const int32_t token : together) {
+    sequence->append({&next, 1}, nullptr, logits.data());
+    next = best();
+    ASSERT_EQ(next, token);
+  }
+}
+
+TEST_F(DeviceModelTest, RefusesWhatDoesNotFit) {
+  const auto gpu = Engine::open(kFixtures + "/tiny/llama", pool(), 0, {.gpu = 0});
+  try {
+    gpu->device()->make_sequence(int64_t{1} << 32);
+    FAIL() << "a cache of 2^32 tokens was made";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("of GPU memory, but"), std::string::npos) << error.what();
+  }
+  EXPECT_THROW(Engine::open(kFixtures + "/tiny/llama", pool(), 0, {.gpu = 99}), Error);
+  EXPECT_THROW(gpu->cache_types(CacheType::kQ8), UsageError);
+}
+
+// 8-bit tables have no kernel here yet: told, and refused when asked to.
+TEST_F(DeviceModelTest, StrictRefusesSlowerPaths) {
+  const testing::TemporaryFolder folder;
+  quantize({.model = kFixtures + "/llama_outliers",
+            .output = folder.path() / "model",
+            .recipe = "rtn-w4a16-g128"});
+  EXPECT_NO_THROW(Engine::open(folder.path() / "model", pool(), 0, {.gpu = 0}));
+  EXPECT_THROW(Engine::open(folder.path() / "model", pool(), 0, {.gpu = 0, .strict = true}), Error);
+  EXPECT_NO_THROW(Engine::open(kFixtures + "/llama_outliers", pool(), 0, {.gpu = 0, .strict = true}));
+}
+
+}  // namespace
+}  // namespace nibble
