@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kMaximumThreads, kVectors > 8   ? 1
   for (int i = a.integers + thread; i < a.out.code_stride; i += threads) codes[i] = 0;
   __syncthreads();
   {
-    const int warp = min(thread % 32, threads / 32 - 1);
+    const int warp = min(thread % 16, threads / 32 - 1);  // both halves of a warp look at all
     low = lows[warp];
     high = highs[warp];
 #pragma unroll
