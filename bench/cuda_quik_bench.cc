@@ -1,12 +1,12 @@
 // QUIK's linears with many tokens on the GPU, beside cuBLASLt's best FP16 and INT8 products of the same
 // shapes.
 //
-//   cuda_quik_bench [--tokens 2048,...] [--outliers 256] [--model llama-2-7b] [--configurations]
+//   cuda_quik_bench [--tokens 2048,...] [--outliers 256] [--model llama-2-7b] [--configurations] [--lag 2]
 //
 // FP16 in and out, the quantization of the activations counted, random data, the four linears of a decoder
 // block in one graph, medians. down has floor(in / hidden) times the outlier columns. cuBLASLt's INT8 product
-// is the bare one: INT8 in, INT32 out, over all columns. --configurations times every configuration of every
-// linear instead.
+// is the bare one: INT8 in, INT32 out, over all columns. --configurations times every
+// configuration of every linear instead; --lag overrides that of the chosen ones.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -108,6 +108,7 @@ struct QuikLinear {
 struct Bench {
   cuda::Device device = cuda::open_device(0);
   cuda::Stream stream;
+  int lag = -1;  // of every product, where not negative
 
   double seconds(const std::function<void()>& enqueue) const {
     const cuda::Graph graph(stream, enqueue);
@@ -158,9 +159,10 @@ struct Bench {
       activations.push_back(quik_cuda::place_activations(memory.back().data(), tokens,
                                                          linear.integer_columns(), linear.outliers));
       y.emplace_back(2 * static_cast<size_t>(tokens) * l.n);
+      Configuration configuration = quik_cuda::choose(tokens, linear.weights.shape, device.multiprocessors);
+      if (lag >= 0) configuration.lag = lag;
       products.emplace_back(linear.weights, activations.back(), tokens, y.back().as<__half>(), l.n,
-                            quik_cuda::choose(tokens, linear.weights.shape, device.multiprocessors),
-                            device.multiprocessors);
+                            configuration, device.multiprocessors);
     }
     const int activation_bits = weight_bits;
     const auto quantize = [&](size_t i) {
@@ -206,8 +208,8 @@ struct Bench {
           const bool is_chosen =
               c.tile_tokens == chosen.tile_tokens && c.share == chosen.share && c.split == chosen.split;
           std::printf(" %s%d/%d/%d", is_chosen ? "*" : "", c.tile_tokens, c.share, c.split);
-          for (const int lag : {0, 1, 2, 3}) {
-            c.lag = lag;
+          for (const int blocks_behind : {0, 1, 2, 3}) {
+            c.lag = blocks_behind;
             const quik_cuda::Product product(linear.weights, activations, tokens, y.as<__half>(), l.n, c,
                                              device.multiprocessors);
             std::printf(" %.1f", 1e6 * seconds([&] {
@@ -222,8 +224,10 @@ struct Bench {
   }
 };
 
-int run(const std::vector<int>& token_counts, int outliers, const std::string& model, bool configurations) {
-  const Bench bench;
+int run(const std::vector<int>& token_counts, int outliers, const std::string& model, bool configurations,
+        int lag) {
+  Bench bench;
+  bench.lag = lag;
   const cuda::Device& device = bench.device;
   std::printf(
       "%s; driver %d, CUDA %d, cuBLASLt %zu; four linears in one graph, random data, medians of %d x %d, %d "
@@ -268,9 +272,12 @@ int main(int count, char** arguments) {
   int outliers = 256;
   std::string model;
   bool configurations = false;
+  int lag = -1;
   for (int i = 1; i < count; ++i) {
     if (std::strcmp(arguments[i], "--outliers") == 0 && i + 1 < count) {
       outliers = std::atoi(arguments[++i]);
+    } else if (std::strcmp(arguments[i], "--lag") == 0 && i + 1 < count) {
+      lag = std::atoi(arguments[++i]);
     } else if (std::strcmp(arguments[i], "--model") == 0 && i + 1 < count) {
       model = arguments[++i];
     } else if (std::strcmp(arguments[i], "--configurations") == 0) {
@@ -284,12 +291,12 @@ int main(int count, char** arguments) {
     } else {
       std::fprintf(stderr,
                    "usage: cuda_quik_bench [--tokens 2048,...] [--outliers 256] [--model llama-2-7b] "
-                   "[--configurations]\n");
+                   "[--configurations] [--lag 2]\n");
       return 2;
     }
   }
   try {
-    return nibble::run(tokens, outliers, model, configurations);
+    return nibble::run(tokens, outliers, model, configurations, lag);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "cuda_quik_bench: %s\n", error.what());
     return 1;

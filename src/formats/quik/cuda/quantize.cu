@@ -39,14 +39,23 @@ __device__ inline uint4 load_vector(const __half* row, int v, int k) {
 
 __device__ inline __half2 as_pair(uint32_t bits) { return reinterpret_cast<const __half2&>(bits); }
 
+// 32 bits of the signs of bytes of `word`: nibble i of kSelector is 8 + the byte whose sign fills byte i.
+// (__byte_perm does not spread signs.)
+template <uint32_t kSelector>
+__device__ inline uint32_t spread_signs(uint32_t word) {
+  uint32_t spread;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(spread) : "r"(word), "n"(kSelector));
+  return spread;
+}
+
 // Four times two columns with the outliers, whose bits in `mask` are set, replaced by zeros. The product puts
-// bit e of four into the sign of byte e; a byte permutation then spreads signs over pairs.
+// bit e of four into the sign of byte e.
 __device__ inline void keep_integers(const uint4& x, uint32_t mask, __half2 (&pairs)[4]) {
   const uint32_t kept = ~mask, low = (kept & 15) * 0x10204080u, high = (kept >> 4 & 15) * 0x10204080u;
-  pairs[0] = as_pair(x.x & __byte_perm(low, 0, 0x9988));
-  pairs[1] = as_pair(x.y & __byte_perm(low, 0, 0xBBAA));
-  pairs[2] = as_pair(x.z & __byte_perm(high, 0, 0x9988));
-  pairs[3] = as_pair(x.w & __byte_perm(high, 0, 0xBBAA));
+  pairs[0] = as_pair(x.x & spread_signs<0x9988>(low));
+  pairs[1] = as_pair(x.y & spread_signs<0xBBAA>(low));
+  pairs[2] = as_pair(x.z & spread_signs<0x9988>(high));
+  pairs[3] = as_pair(x.w & spread_signs<0xBBAA>(high));
 }
 
 // kVectors times 8 columns per thread.
@@ -100,7 +109,7 @@ __global__ void __launch_bounds__(kMaximumThreads, kVectors > 8   ? 1
   for (int i = a.integers + thread; i < a.out.code_stride; i += threads) codes[i] = 0;
   __syncthreads();
   {
-    const int warp = min(thread % 32, threads / 32 - 1);
+    const int warp = min(thread % 16, threads / 32 - 1);  // both halves of a warp look at all
     low = lows[warp];
     high = highs[warp];
 #pragma unroll
