@@ -107,6 +107,7 @@ double peak_int8_ops(CpuPath path, ThreadPool& pool) {
       spin = spin_avxvnni;
       break;
     case CpuPath::kAvx512Vnni:
+    case CpuPath::kAvx512Vbmi:
       spin = spin_avx512;
       break;
     case CpuPath::kAmx:

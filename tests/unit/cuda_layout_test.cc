@@ -1,5 +1,5 @@
-// The kernels' view of 4-bit weights, emulated: lanes, operand registers, nibble extraction and the F16 tricks
-// of operands.cuh, bit for bit on the CPU, against plain loops over the canonical layout.
+// The kernels' view of 4-bit weights, emulated: lanes, operand registers, nibble extraction and the F16
+// tricks of operands.cuh, bit for bit on the CPU, against plain loops over the canonical layout.
 #include <gtest/gtest.h>
 
 #include <cmath>

@@ -1,5 +1,5 @@
-// group_int of 2, 3 and 4 bits for few tokens, in integers: codes are multiplied as they are, their zero point is
-// subtracted from the exact sums.
+// group_int of 2, 3 and 4 bits for few tokens, in integers: codes are multiplied as they are, their zero
+// point is subtracted from the exact sums.
 #include "formats/group_int/integer_products.h"
 
 namespace nibble::NIBBLE_ISA {
@@ -81,7 +81,9 @@ struct IntegerGroupRows {
   }
 };
 
-int64_t token_bytes(const GroupIntLayout& layout) { return prepared_bytes(shape_of(layout), layout.in_features); }
+int64_t token_bytes(const GroupIntLayout& layout) {
+  return prepared_bytes(shape_of(layout), layout.in_features);
+}
 
 void prepare(const GroupIntLayout& layout, const float* x, uint8_t* out) {
   prepare_token(shape_of(layout), x, layout.in_features, out);
@@ -91,14 +93,16 @@ template <int kBits>
 void multiply_bits(const GroupIntLayout& layout, int64_t first, int64_t rows, const uint8_t* prepared,
                    const float* plain, int64_t tokens, float* y, int64_t y_stride) {
   if (is_symmetric(layout)) {
-    multiply_integers(IntegerGroupRows<kBits, true>(layout), first, rows, prepared, plain, tokens, y, y_stride);
+    multiply_integers(IntegerGroupRows<kBits, true>(layout), first, rows, prepared, plain, tokens, y,
+                      y_stride);
   } else {
-    multiply_integers(IntegerGroupRows<kBits, false>(layout), first, rows, prepared, plain, tokens, y, y_stride);
+    multiply_integers(IntegerGroupRows<kBits, false>(layout), first, rows, prepared, plain, tokens, y,
+                      y_stride);
   }
 }
 
-void multiply(const GroupIntLayout& layout, int64_t first, int64_t rows, const uint8_t* prepared, const float* plain,
-              int64_t tokens, float* y, int64_t y_stride) {
+void multiply(const GroupIntLayout& layout, int64_t first, int64_t rows, const uint8_t* prepared,
+              const float* plain, int64_t tokens, float* y, int64_t y_stride) {
   switch (layout.bits) {
     case 2:
       return multiply_bits<2>(layout, first, rows, prepared, plain, tokens, y, y_stride);

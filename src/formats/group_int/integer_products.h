@@ -1,11 +1,11 @@
-// Few tokens times rows of codes in integers, for AVX-512 with VNNI and VBMI. Included only by *.isa.cc sources;
-// everything has internal linkage.
+// Few tokens times rows of codes in integers, for AVX-512 with VNNI and VBMI. Included only by *.isa.cc
+// sources; everything has internal linkage.
 //
-// Columns are cut into chunks, the codes of one of which come from one load of a row, and these into vectors of 64
-// codes, a byte each. Within a segment of columns (at most 512, inside of one group) an activation x is
+// Columns are cut into chunks, the codes of one of which come from one load of a row, and these into vectors
+// of 64 codes, a byte each. Within a segment of columns (at most 512, inside of one group) an activation x is
 //   X = 2^16 a + 2^8 b + c = x 2^(23 - e),  a, b, c signed bytes, 2^e above the segment's largest |x|,
-// so that dot products of unsigned bytes with a, b and c (VPDPBUSD) add exactly what a float product would round.
-// What a row makes of the sums is one float per lane and segment.
+// so that dot products of unsigned bytes with a, b and c (VPDPBUSD) add exactly what a float product would
+// round. What a row makes of the sums is one float per lane and segment.
 #pragma once
 
 #include "formats/group_int/row_products.h"
@@ -20,7 +20,8 @@ constexpr int64_t kMostSegment = 512;
 constexpr int64_t kIntegerPass = 4;  // tokens of one pass over the codes
 constexpr int64_t kIntegerPrefetch = 8192;
 
-// What a segment's sums start from and are scaled by. Lanes are those of the sums: four bytes of every vector each.
+// What a segment's sums start from and are scaled by. Lanes are those of the sums: four bytes of every vector
+// each.
 struct alignas(64) IntegerSegment {
   int32_t starts[kPlanes][16];  // minus the center of the codes times the lane's sum of a, b, c
   float high_sum[16];           // the lane's sums of a, and of 2^8 b + c
@@ -42,12 +43,16 @@ inline int64_t segments_of(const IntegerShape& shape, int64_t k) {
 }
 // A prepared token: its segments, then its chunks.
 inline int64_t prepared_bytes(const IntegerShape& shape, int64_t k) {
-  return segments_of(shape, k) * static_cast<int64_t>(sizeof(IntegerSegment)) + k / shape.chunk * chunk_bytes(shape);
+  return segments_of(shape, k) * static_cast<int64_t>(sizeof(IntegerSegment)) +
+         k / shape.chunk * chunk_bytes(shape);
 }
 
-inline Vec power_of_two(int exponent) { return set1(bits_float(static_cast<uint32_t>(exponent + 127) << 23)); }
+inline Vec power_of_two(int exponent) {
+  return set1(bits_float(static_cast<uint32_t>(exponent + 127) << 23));
+}
 
-// The planes of 64 activations, x[columns[0]], x[columns[1]], ..., times the two factors, and their lanes' sums.
+// The planes of 64 activations, x[columns[0]], x[columns[1]], ..., times the two factors, and their lanes'
+// sums.
 inline void prepare_vector(const float* x, const int32_t* columns, Vec factor0, Vec factor1, uint8_t* planes,
                            __m512i* sums) {
 #pragma GCC unroll 4
@@ -78,14 +83,16 @@ void prepare_token(const IntegerShape& shape, const float* x, int64_t k, uint8_t
     const int64_t end = smaller(k, begin + shape.segment);
     __m512i most = _mm512_setzero_si512();
     for (int64_t j = begin; j < end; j += kLanes) {
-      most = _mm512_max_epi32(most, _mm512_and_si512(_mm512_loadu_si512(x + j), _mm512_set1_epi32(0x7fffffff)));
+      most =
+          _mm512_max_epi32(most, _mm512_and_si512(_mm512_loadu_si512(x + j), _mm512_set1_epi32(0x7fffffff)));
     }
     const int largest = _mm512_reduce_max_epi32(most);
-    // 2^e, e = biased - 126, is a power of two that |X| <= 127 (2^16 + 2^8 + 1) follows from: the next one above the
-    // largest magnitude, or the one after where that is just below it.
+    // 2^e, e = biased - 126, is a power of two that |X| <= 127 (2^16 + 2^8 + 1) follows from: the next one
+    // above the largest magnitude, or the one after where that is just below it.
     const int biased = (largest + 0x10101) >> 23;
     const bool finite = largest < 0x7f800000;
-    const int shift = finite ? 149 - biased : 0, half = shift >> 1;  // in two factors, which are normal numbers
+    const int shift = finite ? 149 - biased : 0,
+              half = shift >> 1;  // in two factors, which are normal numbers
     const Vec factor0 = power_of_two(half), factor1 = power_of_two(shift - half);
     __m512i sums[kPlanes] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
     for (int64_t chunk = begin; chunk < end; chunk += shape.chunk) {
@@ -116,12 +123,13 @@ inline __m512i dot_bytes(__m512i sums, __m512i codes, const uint8_t* bytes) {
 }
 
 // A Rows has a layout, `shape()`, kVectors of a chunk, kChunkBytes of a row's codes, and
-//   struct Row: start(rows, row number); enter(rows, segment): returns the scale of the segment's sums times 2^-21;
+//   struct Row: start(rows, row number); enter(rows, segment): returns the scale of the segment's sums times
+//   2^-21;
 //     load(p, codes): the kVectors vectors of a chunk at p; add(codes, planes, sums): a vector's products;
 //     kZeros and zero: what codes are zero at beside the center.
 template <typename Rows, int kTokens, int kRows>
-void integer_rows(const Rows& source, int64_t first, int64_t rows, const uint8_t* prepared, int64_t token_stride,
-                  const float* plain, float* y, int64_t y_stride) {
+void integer_rows(const Rows& source, int64_t first, int64_t rows, const uint8_t* prepared,
+                  int64_t token_stride, const float* plain, float* y, int64_t y_stride) {
   constexpr int kVectors = Rows::kVectors;
   const auto& layout = source.layout;
   const int64_t k = layout.in_features, segments = segments_of(source.shape, k);
@@ -213,8 +221,8 @@ void integer_rows(const Rows& source, int64_t first, int64_t rows, const uint8_t
 
 // IntegerKernels::multiply for one kind of rows.
 template <typename Rows>
-void multiply_integers(const Rows& source, int64_t first, int64_t rows, const uint8_t* prepared, const float* plain,
-                       int64_t tokens, float* y, int64_t y_stride) {
+void multiply_integers(const Rows& source, int64_t first, int64_t rows, const uint8_t* prepared,
+                       const float* plain, int64_t tokens, float* y, int64_t y_stride) {
   const int64_t k = source.layout.in_features, stride = prepared_bytes(source.shape, k);
   if (tokens == 1) {
     for (int64_t r = 0; r < rows; r += 4)
@@ -245,7 +253,8 @@ void multiply_integers(const Rows& source, int64_t first, int64_t rows, const ui
   }
 }
 
-// The largest segment of at most kMostSegment columns that is a multiple of the chunk and divides the group; 0 if none.
+// The largest segment of at most kMostSegment columns that is a multiple of the chunk and divides the group;
+// 0 if none.
 inline int64_t segment_for(int64_t chunk, int64_t group) {
   for (int64_t segment = kMostSegment / chunk * chunk; segment > 0; segment -= chunk) {
     if (group % segment == 0) return segment;
@@ -269,9 +278,9 @@ constexpr ChunkColumns interleaved_columns(int vectors) {
 // 64 codes of 3 bits from 24 bytes of a plain stream, one to a byte, with the bits of later codes above them.
 inline __m512i spread_3_bit(const uint8_t* p) {
   const __m512i stream = _mm512_maskz_loadu_epi8(0xffffff, p);
-  const __m512i bytes = _mm512_set_epi64(0x1717171717171615, 0x1414141414141312, 0x111111111111100f,
-                                         0x0e0e0e0e0e0e0d0c, 0x0b0b0b0b0b0b0a09, 0x0808080808080706,
-                                         0x0505050505050403, 0x0202020202020100);
+  const __m512i bytes =
+      _mm512_set_epi64(0x1717171717171615, 0x1414141414141312, 0x111111111111100f, 0x0e0e0e0e0e0e0d0c,
+                       0x0b0b0b0b0b0b0a09, 0x0808080808080706, 0x0505050505050403, 0x0202020202020100);
   const __m512i shifts = _mm512_set1_epi64(0x15120f0c09060300);
   return _mm512_multishift_epi64_epi8(shifts, _mm512_permutexvar_epi8(bytes, stream));
 }

@@ -1,6 +1,7 @@
-// squeezellm for few tokens, in integers. A level becomes a 16-bit integer in steps of a power of two, 2^-15 of the next
-// power above the row's largest: exact for F16 levels down to 1/32 of that, and off by 2^-16 of it at most below. Its two
-// bytes are looked up and multiplied apart; the product of the two lowest bytes, below 2^-24, is left out.
+// squeezellm for few tokens, in integers. A level becomes a 16-bit integer in steps of a power of two, 2^-15
+// of the next power above the row's largest: exact for F16 levels down to 1/32 of that, and off by 2^-16 of
+// it at most below. Its two bytes are looked up and multiplied apart; the product of the two lowest bytes,
+// below 2^-24, is left out.
 #include "formats/group_int/integer_products.h"
 #include "formats/squeezellm/cpu_kernels.h"
 #include "formats/squeezellm/levels.h"
@@ -86,8 +87,8 @@ struct IntegerTableRows {
         vectors[0] = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x15120f0c09060300), words);
         vectors[1] = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x35322f2c29262320), words);
         vectors[2] = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x15120f0c09060300), spread);
-        // What is above the eight codes of each word: one code from each of bits 24 and 27, and two bits of a third, whose
-        // highest bit is in the last words.
+        // What is above the eight codes of each word: one code from each of bits 24 and 27, and two bits of a
+        // third, whose highest bit is in the last words.
         const __m512i tops = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x00003e1e3b381b18), words);
         const __m512i rest = _mm512_multishift_epi64_epi8(
             _mm512_set_epi64(0x3b1b3d1d00000000, 0x3b1b3d1d00000000, 0x3b1b3d1d00000000, 0x3b1b3d1d00000000,
@@ -116,21 +117,26 @@ struct IntegerTableRows {
   float finish(int64_t row, float sum, const float* x) const { return finish_row(layout, row, sum, x); }
 };
 
-int64_t token_bytes(const SqueezellmLayout& layout) { return prepared_bytes(shape_of(layout), layout.in_features); }
+int64_t token_bytes(const SqueezellmLayout& layout) {
+  return prepared_bytes(shape_of(layout), layout.in_features);
+}
 
 void prepare(const SqueezellmLayout& layout, const float* x, uint8_t* out) {
   prepare_token(shape_of(layout), x, layout.in_features, out);
 }
 
-void multiply(const SqueezellmLayout& layout, int64_t first, int64_t rows, const uint8_t* prepared, const float* plain,
-              int64_t tokens, float* y, int64_t y_stride) {
+void multiply(const SqueezellmLayout& layout, int64_t first, int64_t rows, const uint8_t* prepared,
+              const float* plain, int64_t tokens, float* y, int64_t y_stride) {
   switch (layout.bits) {
     case 2:
-      return multiply_integers(IntegerTableRows<2>(layout), first, rows, prepared, plain, tokens, y, y_stride);
+      return multiply_integers(IntegerTableRows<2>(layout), first, rows, prepared, plain, tokens, y,
+                               y_stride);
     case 3:
-      return multiply_integers(IntegerTableRows<3>(layout), first, rows, prepared, plain, tokens, y, y_stride);
+      return multiply_integers(IntegerTableRows<3>(layout), first, rows, prepared, plain, tokens, y,
+                               y_stride);
     case 4:
-      return multiply_integers(IntegerTableRows<4>(layout), first, rows, prepared, plain, tokens, y, y_stride);
+      return multiply_integers(IntegerTableRows<4>(layout), first, rows, prepared, plain, tokens, y,
+                               y_stride);
     default:
       __builtin_trap();
   }

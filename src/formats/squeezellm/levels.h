@@ -1,4 +1,5 @@
-// A row's levels and its sparse part, for sources compiled per instruction set; everything has internal linkage.
+// A row's levels and its sparse part, for sources compiled per instruction set; everything has internal
+// linkage.
 #pragma once
 
 #include "formats/group_int/decode.h"
@@ -30,7 +31,8 @@ inline Vec row_levels(const SqueezellmLayout& layout, int64_t row) {
 #endif
 
 inline float sparse_value(const SqueezellmLayout& layout, uint32_t i) {
-  return layout.sparse_values_f16 != nullptr ? _cvtsh_ss(layout.sparse_values_f16[i]) : layout.sparse_values_f32[i];
+  return layout.sparse_values_f16 != nullptr ? _cvtsh_ss(layout.sparse_values_f16[i])
+                                             : layout.sparse_values_f32[i];
 }
 
 // The row's sum of the dense part, to which its sparse values times x [k] and its bias are added.

@@ -225,8 +225,8 @@ std::unique_ptr<DeviceModel> make_synthetic_device_model(const ModelSpec& spec,
       add_facts(linears, &first.back(), device, &facts);
     }
   }
-  // Norms that make a linear's outputs about as large as 1, whatever the scale of its weights: 80 layers must stay
-  // within FP16.
+  // Norms that make a linear's outputs about as large as 1, whatever the scale of its weights: 80 layers must
+  // stay within FP16.
   const auto norm = [&](const PackedLinear* next) {
     double squares = 1;
     if (next != nullptr) {

@@ -1,5 +1,5 @@
-// quik's row in the table of the device's kernels (backend/cuda/linear.h): integer products on the tensor cores from one
-// packing, by one kernel for few tokens and another for prompts.
+// quik's row in the table of the device's kernels (backend/cuda/linear.h): integer products on the tensor
+// cores from one packing, by one kernel for few tokens and another for prompts.
 #include <algorithm>
 #include <iterator>
 
@@ -72,8 +72,8 @@ class QuikLinear final : public cuda::DeviceLinear {
     // The product writes whole vectors of 8.
     const int64_t own_stride = rounded(out_features(), 8);
     const bool direct = y_stride % 8 == 0 && out_features() % 8 == 0;
-    __half* const to = direct ? y
-                              : reinterpret_cast<__half*>(static_cast<uint8_t*>(workspace) + activation_memory(tokens));
+    __half* const to =
+        direct ? y : reinterpret_cast<__half*>(static_cast<uint8_t*>(workspace) + activation_memory(tokens));
     cuda::check(Product(weights_, quantized, tokens, to, direct ? y_stride : own_stride,
                         choose(tokens, weights_.shape, multiprocessors_), multiprocessors_)
                     .launch(nullptr, stream),
@@ -180,10 +180,11 @@ std::unique_ptr<cuda::DeviceLinear> load(std::span<const PackedLinear* const> li
 
 size_t device_bytes(const PackedLinear& linear) {
   const int64_t outliers = linear.parameter("outlier_columns", 0);
-  const group_int_a8_cuda::FewTokensShape shape = {.n = linear.out_features,
-                                                   .columns = linear.in_features - outliers,
-                                                   .outliers = outliers,
-                                                   .weight_bits = static_cast<int>(linear.parameter("weight_bits", 0))};
+  const group_int_a8_cuda::FewTokensShape shape = {
+      .n = linear.out_features,
+      .columns = linear.in_features - outliers,
+      .outliers = outliers,
+      .weight_bits = static_cast<int>(linear.parameter("weight_bits", 0))};
   return static_cast<size_t>(shape.bytes() + 8 * linear.out_features + 8 * linear.in_features);
 }
 
