@@ -131,8 +131,7 @@ void check_gradients(const Recipe& recipe, const std::vector<LinearInfo>& linear
       if (!calibration_needs(recipe.settings_for(other.name, other.role)).gradients()) continue;
       fail(
           "recipe '{}': {} is weighed by gradients of the loss, and transform \"{}\" of {} folds factors "
-          "into its "
-          "rows; expected fold_through_linear false, or a quantizer without gradients "
+          "into its rows; expected fold_through_linear false, or a quantizer without gradients "
           "(sensitivity=hessian_diagonal, lnq_hessian=plain)",
           recipe.name, other.name, settings.transform, linear.name);
     }

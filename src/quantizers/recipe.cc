@@ -415,8 +415,8 @@ void LinearSettings::check(const std::string& source) const {
   if (transform != "none" && find_quantizer(quantizer).needs(*this).gradients()) {
     fail(
         "{}: transform \"{}\" with quantizer \"{}\" by gradients of the loss, which are those by the weights "
-        "as they "
-        "were; expected transform \"none\", or sensitivity \"hessian_diagonal\" and lnq_hessian \"plain\"",
+        "as they were; expected transform \"none\", or sensitivity \"hessian_diagonal\" and lnq_hessian "
+        "\"plain\"",
         source, transform, quantizer);
   }
   if (const Transform* chosen = find_transform(transform);

@@ -19,7 +19,8 @@ __device__ inline void cluster_arrive_after_writes() {
 }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
-// Both at once, for all threads of a block together: with what was written to shared memory before, or without.
+// Both at once, for all threads of a block together: with what was written to shared memory before, or
+// without.
 __device__ inline void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }

@@ -18,11 +18,13 @@ __device__ inline void tile_copy_to_blocks(uint32_t shared, const void* tensor_m
       : "memory");
 }
 
-// Writes a box from shared memory; what lies beyond the matrix is left out. Counts in the thread's bulk group.
+// Writes a box from shared memory; what lies beyond the matrix is left out. Counts in the thread's bulk
+// group.
 __device__ inline void tile_store(const void* tensor_map, int column, int row, uint32_t shared) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(tensor_map),
-               "r"(column), "r"(row), "r"(shared)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(tensor_map),
+      "r"(column), "r"(row), "r"(shared)
+      : "memory");
 }
 __device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Waits until all but the last kPending groups of this thread have left shared memory.
@@ -35,9 +37,10 @@ __device__ inline void fence_copy_engine() { asm volatile("fence.proxy.async.sha
 
 // Four 8 x 8 matrices of halves, held as sums of products are (lane 4 g + q: row g, columns 2 q and 2 q + 1),
 // stored transposed: lane 8 m + i gives the address of 16 bytes that receive column i of matrix m.
-__device__ inline void store_transposed(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(m0),
-               "r"(m1), "r"(m2), "r"(m3)
+__device__ inline void store_transposed(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2,
+                                        uint32_t m3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(m0), "r"(m1), "r"(m2), "r"(m3)
                : "memory");
 }
 
@@ -56,8 +59,8 @@ __device__ inline uint2 load_shared_pair(uint32_t address) {
 }
 
 // --- to another block, whose addresses are remote_address() of the own ones (cluster.cuh)
-// Without a fence over the cluster, which costs as much as a product: it orders nothing but the reads of products
-// that have ended.
+// Without a fence over the cluster, which costs as much as a product: it orders nothing but the reads of
+// products that have ended.
 __device__ inline void barrier_arrive_remote(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
@@ -65,7 +68,8 @@ __device__ inline void barrier_arrive_remote(uint32_t barrier) {
 __device__ inline void send_words(uint32_t address, int32_t w0, int32_t w1, int32_t w2, int32_t w3,
                                   uint32_t barrier) {
   asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+          address),
       "r"(w0), "r"(w1), "r"(w2), "r"(w3), "r"(barrier)
       : "memory");
 }

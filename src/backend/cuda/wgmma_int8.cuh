@@ -1,7 +1,7 @@
-// Hopper's matrix products d [64, N] += a b^T over a warpgroup with a in registers, b [N, K] in shared memory as
-// operand_128b describes it (PTX ISA, "wgmma"), and the sums in registers as wgmma.cuh says. An array of N / 2
-// words serves the INT32 and the FP32 product (as bits): the compiler keeps the sums of two arrays apart and
-// runs out of registers.
+// Hopper's matrix products d [64, N] += a b^T over a warpgroup with a in registers, b [N, K] in shared memory
+// as operand_128b describes it (PTX ISA, "wgmma"), and the sums in registers as wgmma.cuh says. An array of N
+// / 2 words serves the INT32 and the FP32 product (as bits): the compiler keeps the sums of two arrays apart
+// and runs out of registers.
 #pragma once
 
 #include <cstdint>
@@ -20,11 +20,13 @@ __device__ inline void fence_registers(Word (&registers)[kCount]) {
 
 // The same as operand_128b for rows of 64 bytes, swizzled by 64 bytes.
 __device__ inline uint64_t operand_64b(uint32_t shared_address) {
-  return (uint64_t{2} << 62) | (uint64_t{512 >> 4} << 32) | (uint64_t{1} << 16) | ((shared_address & 0x3FFFF) >> 4);
+  return (uint64_t{2} << 62) | (uint64_t{512 >> 4} << 32) | (uint64_t{1} << 16) |
+         ((shared_address & 0x3FFFF) >> 4);
 }
 
-// Of thread 32 w + 4 g + q of the warpgroup, a holds four words: bytes (row 16 w + g, columns 4 q to 4 q + 3),
-// (row + 8, the same), (row, columns + 16), (row + 8, columns + 16); or halves (row, columns 2 q, 2 q + 1), (row
+// Of thread 32 w + 4 g + q of the warpgroup, a holds four words: bytes (row 16 w + g, columns 4 q to 4 q +
+// 3), (row + 8, the same), (row, columns + 16), (row + 8, columns + 16); or halves (row, columns 2 q, 2 q +
+// 1), (row
 // + 8, the same), (row, columns + 8), (row + 8, columns + 8).
 template <int kN>
 struct WgmmaRegisters;
@@ -45,9 +47,9 @@ struct WgmmaRegisters;
 #define NIBBLE_S104 "%104, %105, %106, %107, %108, %109, %110, %111"
 #define NIBBLE_S112 "%112, %113, %114, %115, %116, %117, %118, %119"
 #define NIBBLE_S120 "%120, %121, %122, %123, %124, %125, %126, %127"
-#define NIBBLE_D8(i) \
-  "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), \
-      "+r"(d[i + 7])
+#define NIBBLE_D8(i)                                                                          \
+  "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), \
+      "+r"(d[i + 6]), "+r"(d[i + 7])
 #define NIBBLE_STRING8 NIBBLE_S0
 #define NIBBLE_SUMS8 NIBBLE_D8(0)
 #define NIBBLE_STRING16 NIBBLE_STRING8 ", " NIBBLE_S8
@@ -64,25 +66,25 @@ struct WgmmaRegisters;
 #define NIBBLE_SUMS128 NIBBLE_SUMS96, NIBBLE_D8(96), NIBBLE_D8(104), NIBBLE_D8(112), NIBBLE_D8(120)
 
 // N, its number of sums C, and the four numbers after C.
-#define NIBBLE_WGMMA(N, C, C1, C2, C3, C4)                                                                   \
-  template <>                                                                                                \
-  struct WgmmaRegisters<N> {                                                                                 \
-    /* Signed bytes a [64, 32] times unsigned bytes b [N, 32]. */                                            \
-    __device__ static void s8u8(int32_t (&d)[C], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,         \
-                                uint64_t b) {                                                                \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.u8 {" NIBBLE_STRING##C "}, {%" #C      \
-                   ", %" #C1 ", %" #C2 ", %" #C3 "}, %" #C4 ", 1;"                                           \
-                   : NIBBLE_SUMS##C                                                                          \
-                   : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                            \
-    }                                                                                                        \
-    /* Halves a [64, 16] times halves b [N, 16]; d holds the bits of FP32 sums. */                           \
-    __device__ static void f16(int32_t (&d)[C], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,          \
-                               uint64_t b) {                                                                 \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" NIBBLE_STRING##C "}, {%" #C    \
-                   ", %" #C1 ", %" #C2 ", %" #C3 "}, %" #C4 ", 1, 1, 1, 0;"                                  \
-                   : NIBBLE_SUMS##C                                                                          \
-                   : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                            \
-    }                                                                                                        \
+#define NIBBLE_WGMMA(N, C, C1, C2, C3, C4)                                                           \
+  template <>                                                                                        \
+  struct WgmmaRegisters<N> {                                                                         \
+    /* Signed bytes a [64, 32] times unsigned bytes b [N, 32]. */                                    \
+    __device__ static void s8u8(int32_t (&d)[C], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, \
+                                uint64_t b) {                                                        \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.u8 {" NIBBLE_STRING##C         \
+                   "}, {%" #C ", %" #C1 ", %" #C2 ", %" #C3 "}, %" #C4 ", 1;"                        \
+                   : NIBBLE_SUMS##C                                                                  \
+                   : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                    \
+    }                                                                                                \
+    /* Halves a [64, 16] times halves b [N, 16]; d holds the bits of FP32 sums. */                   \
+    __device__ static void f16(int32_t (&d)[C], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,  \
+                               uint64_t b) {                                                         \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" NIBBLE_STRING##C       \
+                   "}, {%" #C ", %" #C1 ", %" #C2 ", %" #C3 "}, %" #C4 ", 1, 1, 1, 0;"               \
+                   : NIBBLE_SUMS##C                                                                  \
+                   : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                    \
+    }                                                                                                \
   };
 
 NIBBLE_WGMMA(16, 8, 9, 10, 11, 12)
