@@ -30,6 +30,8 @@ constexpr Expected kExpected[] = {
     {"group_int_cuda", "expand_kernel", ""},
     {"group_int_a8_cuda", "few_tokens_kernel", "IMMA"},
     {"group_int_a8_cuda", "quantize_signed_kernel", ""},
+    {"group_int_a8_cuda", "group_product_kernel", "IGMMA"},
+    {"group_int_a8_cuda", "quantize_prompt_kernel", ""},
     {"cuda", "few_kernel", "HMMA"},
     {"cuda", "prompt_kernel", "HGMMA"},
     {"cuda", "plain_kernel", ""},

@@ -17,12 +17,6 @@ int64_t slot_start(const FewTokensShape& shape, int64_t row, int64_t slot) {
   return row / kTileRows * shape.tile_bytes() + slot * shape.slot_bytes();
 }
 
-// Columns that share a scale in the slots. Larger groups repeat theirs.
-int slot_group(const Layout& layout) {
-  if (layout.groups == 1) return 0;
-  return static_cast<int>(std::min<int64_t>(layout.group_size, 128));
-}
-
 FewTokensForm form_of(const Layout& layout) {
   if (layout.groups == 1) return FewTokensForm::kRows;
   return layout.scale_kind == ScaleKind::kFloat ? FewTokensForm::kFloatGroups : FewTokensForm::kIntegerGroups;
@@ -88,14 +82,23 @@ void place_row(const FewTokensShape& shape, int64_t row, const int8_t* codes, co
     std::memcpy(slots + outlier_place(shape, row, o), &outliers[o], 2);
 }
 
+FewTokensShape few_tokens_shape(const PackedLinear& linear) {
+  const int64_t k = linear.in_features, group = linear.parameter("group_size", 0);
+  const Tensor* const scales = linear.find("scales");
+  FewTokensShape shape = {.n = linear.out_features,
+                          .columns = k,
+                          .weight_bits = static_cast<int>(linear.parameter("weight_bits", 0))};
+  // Groups beyond 128 columns repeat their scales.
+  shape.group = group == 0 || group >= k ? 0 : static_cast<int>(std::min<int64_t>(group, 128));
+  shape.scale_bytes = scales != nullptr && scales->dtype() == DType::kF32 ? 4 : 2;
+  return shape;
+}
+
 std::string few_tokens_refusal(const PackedLinear& linear) {
-  const Layout layout = group_int_a8::read_layout(linear);
-  if (layout.k > kMaximumColumns) {
-    return format_text("{} columns, more than {}", layout.k, kMaximumColumns);
-  }
-  if (layout.groups == 1) return "";
-  if (layout.weight_bits != 4) return "groups of 8-bit weights";
-  const int64_t group = layout.group_size;
+  const int64_t k = linear.in_features, group = linear.parameter("group_size", 0);
+  if (k > kMaximumColumns) return format_text("{} columns, more than {}", k, kMaximumColumns);
+  if (group == 0 || group >= k) return "";
+  if (linear.parameter("weight_bits", 0) != 4) return "groups of 8-bit weights";
   if (group != 32 && group != 64 && group % 128 != 0) {
     return format_text("groups of {} columns, neither 32, 64, a multiple of 128 nor whole rows", group);
   }
@@ -106,7 +109,8 @@ FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linear
   std::vector<Layout> layouts;
   FewTokensWeights packed;
   FewTokensShape& shape = packed.shape;
-  bool narrow = true;  // every scale is an F16 number
+  shape = few_tokens_shape(*linears.front());
+  shape.n = 0;
   for (const PackedLinear* linear : linears) {
     NIBBLE_CHECK(few_tokens_refusal(*linear).empty());
     layouts.push_back(group_int_a8::read_layout(*linear));
@@ -114,14 +118,9 @@ FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linear
     NIBBLE_CHECK(layout.k == layouts[0].k && layout.group_size == layouts[0].group_size &&
                  form_of(layout) == form_of(layouts[0]) && layout.weight_bits == layouts[0].weight_bits);
     shape.n += layout.n;
-    narrow = narrow && (layout.scale_kind != ScaleKind::kFloat || layout.f16_scales);
+    shape.scale_bytes = std::max(shape.scale_bytes, few_tokens_shape(*linear).scale_bytes);
   }
-  const Layout& first = layouts.front();
-  packed.form = form_of(first);
-  shape.columns = first.k;
-  shape.weight_bits = first.weight_bits;
-  shape.group = slot_group(first);
-  shape.scale_bytes = narrow ? 2 : 4;
+  packed.form = form_of(layouts.front());
   packed.slots.resize(static_cast<size_t>(shape.bytes()));
   std::vector<int8_t> codes(static_cast<size_t>(shape.columns));
   int64_t to_row = 0;
