@@ -1,6 +1,7 @@
 #include "formats/group_int_a8/cuda/few_tokens_layout.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "base/error.h"
@@ -70,14 +71,22 @@ int64_t scale_place(const FewTokensShape& shape, int64_t row, int64_t group) {
 
 void place_row(const FewTokensShape& shape, int64_t row, const int8_t* codes, const uint16_t* outliers,
                uint8_t* slots) {
-  for (int64_t column = 0; column < shape.columns; ++column) {
-    const SlotPlace place = code_place(shape, row, column);
-    if (shape.weight_bits == 8) {
-      slots[place.byte] = static_cast<uint8_t>(codes[column]);
-    } else {
-      slots[place.byte] |= static_cast<uint8_t>((codes[column] & 0xF) << place.shift);
+  // Every slot is like the first.
+  std::array<SlotPlace, 256> places;
+  const int64_t slot_columns = shape.slot_columns();
+  for (int64_t j = 0; j < std::min(slot_columns, shape.columns); ++j) places[j] = code_place(shape, row, j);
+  for (int64_t first = 0; first < shape.columns; first += slot_columns, slots += shape.slot_bytes()) {
+    const int64_t count = std::min(slot_columns, shape.columns - first);
+    for (int64_t j = 0; j < count; ++j) {
+      const int8_t code = codes[first + j];
+      if (shape.weight_bits == 8) {
+        slots[places[j].byte] = static_cast<uint8_t>(code);
+      } else {
+        slots[places[j].byte] |= static_cast<uint8_t>((code & 0xF) << places[j].shift);
+      }
     }
   }
+  slots -= shape.integer_slots() * shape.slot_bytes();
   for (int64_t o = 0; o < shape.outliers; ++o)
     std::memcpy(slots + outlier_place(shape, row, o), &outliers[o], 2);
 }
