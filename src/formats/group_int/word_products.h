@@ -227,5 +227,28 @@ constexpr WordColumns<kCodesPerWord> columns_of_words() {
   return made;
 }
 
+// 16 codes of 3 bits from the six bytes of a plain stream that begin `offset` bytes into both halves of
+// `bytes`, one to a word.
+template <int kOffset>
+inline __m256i spread_3_bit_words(__m256i bytes) {
+  // Code i is bits [3 i, 3 i + 3), of two bytes at most; behind the last of them nothing is taken.
+  constexpr auto window = [](int code) {
+    const int first = kOffset + 3 * code / 8, second = first + 1 > 15 ? 0x80 : first + 1;
+    return static_cast<int16_t>(first | second << 8);
+  };
+  constexpr auto factor = [](int code) { return static_cast<int16_t>(1 << (13 - 3 * code % 8)); };
+  const __m256i windows = _mm256_setr_epi16(window(0), window(1), window(2), window(3), window(4), window(5),
+                                            window(6), window(7), window(8), window(9), window(10),
+                                            window(11), window(12), window(13), window(14), window(15));
+  const __m256i factors = _mm256_setr_epi16(factor(0), factor(1), factor(2), factor(3), factor(4), factor(5),
+                                            factor(6), factor(7), factor(8), factor(9), factor(10),
+                                            factor(11), factor(12), factor(13), factor(14), factor(15));
+  return _mm256_srli_epi16(_mm256_mullo_epi16(_mm256_shuffle_epi8(bytes, windows), factors), 13);
+}
+
+inline __m256i load_twice(const uint8_t* p) {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
 }  // namespace
 }  // namespace nibble::NIBBLE_ISA
