@@ -3,7 +3,7 @@
 //
 //   few     1 to 4 tokens, head size 32, 64, 96 or 128: the keys of a sequence are split over blocks, each of
 //           which serves all query heads that share them; mma.sync straight from global memory
-//   prompt  any number of tokens, head size 64 or 128: tiles of 128 queries by 64 keys on wgmma
+//   prompt  any number of tokens, head size 64 or 128, on Hopper: tiles of 128 queries by 64 keys on wgmma
 //   plain   everything else: a warp per query
 #pragma once
 
@@ -29,7 +29,8 @@ struct AttentionProblem {
   LayerCache cache;  // holds the keys and values of all tokens already
 };
 
-// How the copy engine sees a layer's part of the cache, for the prompt kernel.
+// How the copy engine sees a layer's part of the cache, for the prompt kernel; nothing where that does not
+// run.
 struct CacheMaps {
   CUtensorMap keys;    // [pages * kv_heads * 64, head_dim], boxes of 64 rows
   CUtensorMap values;  // [pages * kv_heads * head_dim, 64], boxes of head_dim rows
@@ -38,7 +39,7 @@ struct CacheMaps {
 CacheMaps make_cache_maps(const LayerCache& cache, int64_t pages);
 
 enum class AttentionKind { kFew, kPrompt, kPlain };
-AttentionKind attention_kind(int tokens, int head_dim);
+AttentionKind attention_kind(int tokens, int head_dim, bool hopper);
 const char* attention_kind_name(AttentionKind kind);  // "few", "prompt", "plain"
 
 // Device memory that attention() needs, all zeros before the first call; it leaves it fit for the next.

@@ -62,8 +62,9 @@ class DeviceLinear {
 
 // One way of running a format's linears on the device.
 struct DeviceKernel {
-  const char* name;     // "cuda-w4a16"
-  bool slower = false;  // announced when it runs, refused by --strict
+  const char* name;       // "cuda-w4a16"
+  bool slower = false;    // announced when it runs, refused by --strict
+  bool portable = false;  // runs from compute capability 8.0 on; otherwise on Hopper only
   // Empty when it can run `linear`, fused with others to `out_features`, on `device`; else why not.
   std::string (*refusal)(const Problem& problem, const Device& device);
   // Uploads `linears` (one, or several for which the format's can_fuse held and which `fuses` accepts).

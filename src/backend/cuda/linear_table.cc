@@ -9,9 +9,12 @@
 
 namespace nibble {
 namespace group_int_cuda {
-extern const cuda::DeviceKernel kDeviceKernel;
+extern const cuda::DeviceKernel kDeviceKernel, kPlainDeviceKernel;
 }
 namespace quik_cuda {
+extern const cuda::DeviceKernel kDeviceKernel;
+}
+namespace quik_mma_cuda {
 extern const cuda::DeviceKernel kDeviceKernel;
 }
 
@@ -19,8 +22,10 @@ namespace cuda {
 namespace {
 
 constexpr std::array kDense = {&kDenseDeviceKernel};
-constexpr std::array kGroupInt = {&group_int_cuda::kDeviceKernel, &kExpandedDeviceKernel};
-constexpr std::array kQuik = {&quik_cuda::kDeviceKernel, &kExpandedDeviceKernel};
+constexpr std::array kGroupInt = {&group_int_cuda::kDeviceKernel, &group_int_cuda::kPlainDeviceKernel,
+                                  &kExpandedDeviceKernel};
+constexpr std::array kQuik = {&quik_cuda::kDeviceKernel, &quik_mma_cuda::kDeviceKernel,
+                              &kExpandedDeviceKernel};
 constexpr std::array kOthers = {&kExpandedDeviceKernel};
 
 struct Row {
@@ -28,6 +33,11 @@ struct Row {
   std::span<const DeviceKernel* const> kernels;
 };
 constexpr Row kRows[] = {{"dense", kDense}, {"group_int", kGroupInt}, {"quik", kQuik}};
+
+std::string refusal_of(const DeviceKernel& kernel, const Problem& problem, const Device& device) {
+  if (kernel.portable || is_hopper(device)) return kernel.refusal(problem, device);
+  return format_text("needs compute capability 9.0 (Hopper), this GPU has {}.{}", device.major, device.minor);
+}
 
 }  // namespace
 
@@ -45,7 +55,7 @@ DeviceKernelChoice choose_device_kernel(const Problem& problem, const Device& de
   const char* forced = std::getenv("NIBBLE_KERNEL");
   for (const DeviceKernel* kernel : kernels) {
     const bool is_forced = forced != nullptr && std::string_view(forced) == kernel->name;
-    std::string refusal = kernel->refusal(problem, device);
+    std::string refusal = refusal_of(*kernel, problem, device);
     if (is_forced && !refusal.empty())
       fail("{}: NIBBLE_KERNEL={}: {}", problem.linear->name, forced, refusal);
     if (is_forced) return {.kernel = kernel, .refused = {}};
