@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <ostream>
 #include <random>
 #include <vector>
 
@@ -21,6 +22,10 @@ struct Case {
   int n, k, outliers, tokens, weight_bits, activation_bits;
   bool bias = false;
 };
+inline std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << c.n << "x" << c.k << " w" << c.weight_bits << "a" << c.activation_bits << " outliers "
+             << c.outliers << " tokens " << c.tokens << (c.bias ? " bias" : "");
+}
 
 template <typename T>
 cuda::Buffer upload(const std::vector<T>& values) {
