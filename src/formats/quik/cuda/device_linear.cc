@@ -9,6 +9,7 @@
 #include "formats/quik/cuda/few_tokens.h"
 #include "formats/quik/cuda/few_tokens_layout.h"
 #include "formats/quik/cuda/product.h"
+#include "formats/quik/cuda/quantize_step.h"
 #include "formats/quik/layout.h"
 
 namespace nibble::quik_cuda {
@@ -61,29 +62,33 @@ class QuikLinear final : public cuda::DeviceLinear {
 
   void forward(const __half* x, int tokens, __half* y, int64_t y_stride, void* workspace,
                cudaStream_t stream) const override {
-    const Activations quantized =
-        place_activations(workspace, tokens, static_cast<int>(k_), static_cast<int>(weights_.shape.outliers));
-    if (tokens <= kFewTokens) return forward_few(x, tokens, quantized, y, y_stride, stream);
-    const Columns columns = {.k = static_cast<int>(k_),
-                             .outliers = static_cast<int>(weights_.shape.outliers),
-                             .words = words_.as<uint32_t>(),
-                             .outlier_columns = outlier_columns_.as<int32_t>()};
-    cuda::check(launch_quantize(x, k_, tokens, columns, bits_, quantized, stream), "quantizing activations");
-    // The product writes whole vectors of 8.
-    const int64_t own_stride = rounded(out_features(), 8);
-    const bool direct = y_stride % 8 == 0 && out_features() % 8 == 0;
-    __half* const to =
-        direct ? y : reinterpret_cast<__half*>(static_cast<uint8_t*>(workspace) + activation_memory(tokens));
-    cuda::check(Product(weights_, quantized, tokens, to, direct ? y_stride : own_stride,
-                        choose(tokens, weights_.shape, multiprocessors_), multiprocessors_)
-                    .launch(nullptr, stream),
-                "multiplying integers");
-    if (direct) return;
-    const auto width = sizeof(__half) * static_cast<size_t>(out_features());
-    cuda::check(cudaMemcpy2DAsync(y, sizeof(__half) * static_cast<size_t>(y_stride), to,
-                                  sizeof(__half) * static_cast<size_t>(own_stride), width,
-                                  static_cast<size_t>(tokens), cudaMemcpyDeviceToDevice, stream),
-                "moving a product");
+    const Activations quantized = place(workspace, tokens);
+    if (tokens <= kFewTokens) {
+      cuda::check(
+          launch_quantize_few(x, tokens, static_cast<int>(k_), {.places = places_.as<int32_t>()}, bits_,
+                              {.codes = quantized.codes,
+                               .code_stride = quantized.code_stride,
+                               .scales = quantized.scales,
+                               .zeros = quantized.zeros,
+                               .outliers = quantized.outliers,
+                               .outlier_stride = quantized.outlier_stride},
+                              stream),
+          "quantizing activations");
+    } else {
+      cuda::check(launch_quantize(x, k_, tokens, columns(), bits_, quantized, stream),
+                  "quantizing activations");
+    }
+    multiply(quantized, tokens, y, y_stride, workspace, stream);
+  }
+
+  bool takes_steps() const override { return k_ % 8 == 0 && k_ <= kMaximumStepColumns; }
+  void forward_from(const cuda::InputStep& step, int tokens, __half* y, int64_t y_stride, void* workspace,
+                    cudaStream_t stream) const override {
+    const Activations quantized = place(workspace, tokens);
+    const CodeOrder order = tokens <= kFewTokens ? CodeOrder::kColumns : CodeOrder::kPrompt;
+    cuda::check(launch_quantize_step(step, tokens, columns(), bits_, order, quantized, stream),
+                "quantizing activations");
+    multiply(quantized, tokens, y, y_stride, workspace, stream);
   }
 
   std::unique_ptr<cuda::DeviceLinear> duplicate() const override {
@@ -128,17 +133,39 @@ class QuikLinear final : public cuda::DeviceLinear {
     weights_.bias = bias_.bytes() > 0 ? bias_.as<float>() : nullptr;
   }
 
-  void forward_few(const __half* x, int tokens, const Activations& quantized, __half* y, int64_t y_stride,
-                   cudaStream_t stream) const {
-    cuda::check(launch_quantize_few(x, tokens, static_cast<int>(k_), {.places = places_.as<int32_t>()}, bits_,
-                                    {.codes = quantized.codes,
-                                     .code_stride = quantized.code_stride,
-                                     .scales = quantized.scales,
-                                     .zeros = quantized.zeros,
-                                     .outliers = quantized.outliers,
-                                     .outlier_stride = quantized.outlier_stride},
-                                    stream),
-                "quantizing activations");
+  Columns columns() const {
+    return {.k = static_cast<int>(k_),
+            .outliers = static_cast<int>(weights_.shape.outliers),
+            .words = words_.as<uint32_t>(),
+            .outlier_columns = outlier_columns_.as<int32_t>()};
+  }
+  Activations place(void* workspace, int tokens) const {
+    return place_activations(workspace, tokens, static_cast<int>(k_),
+                             static_cast<int>(weights_.shape.outliers));
+  }
+
+  void multiply(const Activations& quantized, int tokens, __half* y, int64_t y_stride, void* workspace,
+                cudaStream_t stream) const {
+    if (tokens <= kFewTokens) return multiply_few(quantized, tokens, y, y_stride, stream);
+    // The product writes whole vectors of 8.
+    const int64_t own_stride = rounded(out_features(), 8);
+    const bool direct = y_stride % 8 == 0 && out_features() % 8 == 0;
+    __half* const to =
+        direct ? y : reinterpret_cast<__half*>(static_cast<uint8_t*>(workspace) + activation_memory(tokens));
+    cuda::check(Product(weights_, quantized, tokens, to, direct ? y_stride : own_stride,
+                        choose(tokens, weights_.shape, multiprocessors_), multiprocessors_)
+                    .launch(nullptr, stream),
+                "multiplying integers");
+    if (direct) return;
+    const auto width = sizeof(__half) * static_cast<size_t>(out_features());
+    cuda::check(cudaMemcpy2DAsync(y, sizeof(__half) * static_cast<size_t>(y_stride), to,
+                                  sizeof(__half) * static_cast<size_t>(own_stride), width,
+                                  static_cast<size_t>(tokens), cudaMemcpyDeviceToDevice, stream),
+                "moving a product");
+  }
+
+  void multiply_few(const Activations& quantized, int tokens, __half* y, int64_t y_stride,
+                    cudaStream_t stream) const {
     size_t plan = 0;
     while (kPlannedTokens[plan] < tokens) ++plan;
     cuda::check(group_int_a8_cuda::launch_few_tokens(weights_,
