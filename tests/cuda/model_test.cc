@@ -79,13 +79,14 @@ TEST_P(QuantizedDeviceModel, Agrees) {
             .recipe = GetParam(),
             .calibration_ids = source + "/calibration_ids.safetensors",
             .embedding_bits = 16});
+  // Names of recipes with 16-bit activations say so.
   expect_agreement(folder.path() / GetParam(),
                    std::string_view(GetParam()).find("a16") == std::string_view::npos);
 }
 
 INSTANTIATE_TEST_SUITE_P(Recipes, QuantizedDeviceModel,
-                         ::testing::Values("gptq-w4a16-g128", "quik-4b", "quik-8b", "rtn-w4a16-g128",
-                                           "w4a4-hadamard"));
+                         ::testing::Values("fptq", "gptq-w4a16-g128", "quik-4b", "quik-8b", "rtn-w4a16-g128",
+                                           "smoothquant-w8a8", "w4a4-hadamard", "w4a8-g128"));
 
 // Every architecture and kind of rotation: logits after each token, in pieces of all sizes, beside the CPU's.
 TEST_F(DeviceModelTest, LogitsAreTheCpusWhateverThePieces) {

@@ -11,6 +11,9 @@ namespace nibble {
 namespace group_int_cuda {
 extern const cuda::DeviceKernel kDeviceKernel;
 }
+namespace group_int_a8_cuda {
+extern const cuda::DeviceKernel kDeviceKernel;
+}
 namespace quik_cuda {
 extern const cuda::DeviceKernel kDeviceKernel;
 }
@@ -20,6 +23,7 @@ namespace {
 
 constexpr std::array kDense = {&kDenseDeviceKernel};
 constexpr std::array kGroupInt = {&group_int_cuda::kDeviceKernel, &kExpandedDeviceKernel};
+constexpr std::array kGroupIntA8 = {&group_int_a8_cuda::kDeviceKernel, &kExpandedDeviceKernel};
 constexpr std::array kQuik = {&quik_cuda::kDeviceKernel, &kExpandedDeviceKernel};
 constexpr std::array kOthers = {&kExpandedDeviceKernel};
 
@@ -27,7 +31,8 @@ struct Row {
   std::string_view format;
   std::span<const DeviceKernel* const> kernels;
 };
-constexpr Row kRows[] = {{"dense", kDense}, {"group_int", kGroupInt}, {"quik", kQuik}};
+constexpr Row kRows[] = {
+    {"dense", kDense}, {"group_int", kGroupInt}, {"group_int_a8", kGroupIntA8}, {"quik", kQuik}};
 
 }  // namespace
 

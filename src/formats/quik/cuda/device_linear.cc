@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "backend/cuda/aligned_output.h"
 #include "backend/cuda/dense_linear.h"
 #include "backend/cuda/linear.h"
 #include "base/error.h"
@@ -14,9 +15,6 @@
 
 namespace nibble::quik_cuda {
 namespace {
-
-int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-size_t aligned(int64_t bytes) { return static_cast<size_t>(rounded(bytes, 256)); }
 
 template <typename T>
 cuda::Buffer uploaded(const std::vector<T>& values) {
@@ -57,7 +55,7 @@ class QuikLinear final : public cuda::DeviceLinear {
   int64_t out_features() const override { return weights_.shape.n; }
 
   size_t workspace_bytes(int most_tokens) const override {
-    return activation_memory(most_tokens) + output_bytes(most_tokens);
+    return activation_memory(most_tokens) + cuda::AlignedOutput::bytes(out_features(), most_tokens);
   }
 
   void forward(const __half* x, int tokens, __half* y, int64_t y_stride, void* workspace,
@@ -147,21 +145,13 @@ class QuikLinear final : public cuda::DeviceLinear {
   void multiply(const Activations& quantized, int tokens, __half* y, int64_t y_stride, void* workspace,
                 cudaStream_t stream) const {
     if (tokens <= kFewTokens) return multiply_few(quantized, tokens, y, y_stride, stream);
-    // The product writes whole vectors of 8.
-    const int64_t own_stride = rounded(out_features(), 8);
-    const bool direct = y_stride % 8 == 0 && out_features() % 8 == 0;
-    __half* const to =
-        direct ? y : reinterpret_cast<__half*>(static_cast<uint8_t*>(workspace) + activation_memory(tokens));
-    cuda::check(Product(weights_, quantized, tokens, to, direct ? y_stride : own_stride,
+    const cuda::AlignedOutput output(y, y_stride, out_features(), tokens,
+                                     static_cast<uint8_t*>(workspace) + activation_memory(tokens));
+    cuda::check(Product(weights_, quantized, tokens, output.to(), output.stride(),
                         choose(tokens, weights_.shape, multiprocessors_), multiprocessors_)
                     .launch(nullptr, stream),
                 "multiplying integers");
-    if (direct) return;
-    const auto width = sizeof(__half) * static_cast<size_t>(out_features());
-    cuda::check(cudaMemcpy2DAsync(y, sizeof(__half) * static_cast<size_t>(y_stride), to,
-                                  sizeof(__half) * static_cast<size_t>(own_stride), width,
-                                  static_cast<size_t>(tokens), cudaMemcpyDeviceToDevice, stream),
-                "moving a product");
+    output.move(stream);
   }
 
   void multiply_few(const Activations& quantized, int tokens, __half* y, int64_t y_stride,
@@ -180,10 +170,9 @@ class QuikLinear final : public cuda::DeviceLinear {
   }
 
   size_t activation_memory(int tokens) const {
-    return aligned(static_cast<int64_t>(
-        activation_bytes(tokens, static_cast<int>(k_), static_cast<int>(weights_.shape.outliers))));
+    return (activation_bytes(tokens, static_cast<int>(k_), static_cast<int>(weights_.shape.outliers)) + 255) /
+           256 * 256;
   }
-  size_t output_bytes(int tokens) const { return aligned(2 * rounded(out_features(), 8) * tokens); }
 
   int64_t k_ = 0;
   int bits_ = 0, multiprocessors_ = 0;
