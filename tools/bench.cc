@@ -288,7 +288,8 @@ Action add_bench(CLI::App& command) {
                            .prompt = options->prompt,
                            .generate = options->generate,
                            .depth = options->depth,
-                           .repetitions = options->repetitions},
+                           .repetitions = options->repetitions,
+                           .cache = options->cache()},
                           *common);
     }
     if (*kernels_only)

@@ -56,6 +56,14 @@ constexpr Expected kExpected[] = {
     {"cuda", "sum_words", "", kBoth},
     {"cuda", "int8_peak_kernel", "IGMMA"},
     {"cuda", "half_peak_kernel", "HGMMA"},
+    {"quik_cuda", "quantize_step_kernel", ""},
+    {"group_int_cuda", "rows8_kernel", "HMMA", kBoth},
+    {"group_int_cuda", "embed_rows8_kernel", "", kBoth},
+    {"group_int_a8_cuda", "quantize_step_kernel", ""},
+    {"group_int_a8_cuda", "group_product_kernel", "IGMMA"},
+    {"group_int_a8_cuda", "quantize_prompt_kernel", ""},
+    {"cuda", "expand_cache_kernel", "", kBoth},
+    {"cuda", "hadamard_kernel", "", kBoth},
 };
 
 // Kernels that may spill this many bytes for now, and why. Empty in the end.

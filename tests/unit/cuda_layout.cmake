@@ -4,3 +4,5 @@ nibble_test(cuda_few_tokens_layout_test SOURCES cuda_few_tokens_layout_test.cc L
 target_include_directories(cuda_few_tokens_layout_test PRIVATE ${CMAKE_SOURCE_DIR}/tests)
 nibble_test(cuda_prompt_layout_test SOURCES cuda_prompt_layout_test.cc LINKS nibble_formats)
 nibble_test(cuda_mma_layout_test SOURCES cuda_mma_layout_test.cc LINKS nibble_formats)
+nibble_test(cuda_group_product_layout_test SOURCES cuda_group_product_layout_test.cc LINKS nibble_formats)
+target_include_directories(cuda_group_product_layout_test PRIVATE ${CMAKE_SOURCE_DIR}/tests)

@@ -28,7 +28,14 @@ const char* attention_kind_name(AttentionKind kind) {
 
 void attention(const AttentionProblem& problem, const CacheMaps& maps, void* workspace, int multiprocessors,
                cudaStream_t stream) {
-  switch (attention_kind(problem.tokens, problem.shape.head_dim, on_hopper())) {
+  const AttentionKind kind = attention_kind(problem.tokens, problem.shape.head_dim, on_hopper());
+  if (problem.cache.is_int8() && (kind != AttentionKind::kFew || problem.shape.head_dim % 64 != 0)) {
+    launch_expand_cache(problem, stream);
+    AttentionProblem expanded = problem;
+    expanded.cache = problem.expanded;
+    return attention(expanded, maps, workspace, multiprocessors, stream);
+  }
+  switch (kind) {
     case AttentionKind::kFew:
       return launch_attention_few(problem, workspace, multiprocessors, stream);
     case AttentionKind::kPrompt:

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "backend/cuda/device.h"
+#include "backend/cuda/input_step.h"
 #include "formats/format.h"
 
 namespace nibble::cuda {
@@ -46,6 +47,13 @@ class DeviceLinear {
   // anything only afterwards. Throws Error when a launch is refused.
   virtual void forward(const __half* x, int tokens, __half* y, int64_t y_stride, void* workspace,
                        cudaStream_t stream) const = 0;
+
+  // Linears that quantize their input may take over the step that makes it. forward_from() is forward() of
+  // what `step` yields, rounded to nothing less than FP32 before it is quantized, and does what else the step
+  // does (a norm adds to the residual). Only to be called where takes_steps() holds.
+  virtual bool takes_steps() const { return false; }
+  virtual void forward_from(const InputStep& step, int tokens, __half* y, int64_t y_stride, void* workspace,
+                            cudaStream_t stream) const;
 
   // Called outside of any recording before forward() runs with so many tokens: for what is chosen by timing.
   virtual void prepare(int tokens, void* workspace, cudaStream_t stream) const {

@@ -11,6 +11,9 @@ namespace nibble {
 namespace group_int_cuda {
 extern const cuda::DeviceKernel kDeviceKernel, kPlainDeviceKernel;
 }
+namespace group_int_a8_cuda {
+extern const cuda::DeviceKernel kDeviceKernel;
+}
 namespace quik_cuda {
 extern const cuda::DeviceKernel kDeviceKernel;
 }
@@ -24,6 +27,7 @@ namespace {
 constexpr std::array kDense = {&kDenseDeviceKernel};
 constexpr std::array kGroupInt = {&group_int_cuda::kDeviceKernel, &group_int_cuda::kPlainDeviceKernel,
                                   &kExpandedDeviceKernel};
+constexpr std::array kGroupIntA8 = {&group_int_a8_cuda::kDeviceKernel, &kExpandedDeviceKernel};
 constexpr std::array kQuik = {&quik_cuda::kDeviceKernel, &quik_mma_cuda::kDeviceKernel,
                               &kExpandedDeviceKernel};
 constexpr std::array kOthers = {&kExpandedDeviceKernel};
@@ -32,7 +36,8 @@ struct Row {
   std::string_view format;
   std::span<const DeviceKernel* const> kernels;
 };
-constexpr Row kRows[] = {{"dense", kDense}, {"group_int", kGroupInt}, {"quik", kQuik}};
+constexpr Row kRows[] = {
+    {"dense", kDense}, {"group_int", kGroupInt}, {"group_int_a8", kGroupIntA8}, {"quik", kQuik}};
 
 std::string refusal_of(const DeviceKernel& kernel, const Problem& problem, const Device& device) {
   if (kernel.portable || is_hopper(device)) return kernel.refusal(problem, device);
@@ -40,6 +45,10 @@ std::string refusal_of(const DeviceKernel& kernel, const Problem& problem, const
 }
 
 }  // namespace
+
+void DeviceLinear::forward_from(const InputStep&, int, __half*, int64_t, void*, cudaStream_t) const {
+  NIBBLE_CHECK(!"this linear takes no steps");
+}
 
 std::span<const DeviceKernel* const> device_kernels(const LinearFormat& format) {
   for (const Row& row : kRows) {

@@ -3,17 +3,16 @@
 #include <algorithm>
 #include <iterator>
 
+#include "backend/cuda/aligned_output.h"
 #include "backend/cuda/linear.h"
 #include "base/error.h"
 #include "formats/quik/cuda/device_weights.h"
 #include "formats/quik/cuda/few_tokens.h"
 #include "formats/quik/cuda/product.h"
+#include "formats/quik/cuda/quantize_step.h"
 
 namespace nibble::quik_cuda {
 namespace {
-
-int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-size_t aligned(int64_t bytes) { return static_cast<size_t>(rounded(bytes, 256)); }
 
 // Up to so many tokens the kernel that reads every weight once is the faster one (bench/results/h100).
 constexpr int kFewTokens = 32;
@@ -32,31 +31,40 @@ class QuikLinear final : public cuda::DeviceLinear {
   int64_t out_features() const override { return weights_.shape().n; }
 
   size_t workspace_bytes(int most_tokens) const override {
-    return activation_memory(most_tokens) + output_bytes(most_tokens);
+    return activation_memory(most_tokens) + cuda::AlignedOutput::bytes(out_features(), most_tokens);
   }
 
   void forward(const __half* x, int tokens, __half* y, int64_t y_stride, void* workspace,
                cudaStream_t stream) const override {
-    const Activations quantized = place_activations(workspace, tokens, weights_.k(), weights_.outliers());
-    if (tokens <= kFewTokens) return forward_few(x, tokens, quantized, y, y_stride, stream);
-    cuda::check(launch_quantize(x, weights_.k(), tokens, weights_.columns(), weights_.activation_bits(),
-                                quantized, stream),
+    const Activations quantized = place(workspace, tokens);
+    if (tokens <= kFewTokens) {
+      cuda::check(launch_quantize_few(x, tokens, weights_.k(), weights_.few_tokens_columns(),
+                                      weights_.activation_bits(),
+                                      {.codes = quantized.codes,
+                                       .code_stride = quantized.code_stride,
+                                       .scales = quantized.scales,
+                                       .zeros = quantized.zeros,
+                                       .outliers = quantized.outliers,
+                                       .outlier_stride = quantized.outlier_stride},
+                                      stream),
+                  "quantizing activations");
+    } else {
+      cuda::check(launch_quantize(x, weights_.k(), tokens, weights_.columns(), weights_.activation_bits(),
+                                  quantized, stream),
+                  "quantizing activations");
+    }
+    multiply(quantized, tokens, y, y_stride, workspace, stream);
+  }
+
+  bool takes_steps() const override { return weights_.k() % 8 == 0 && weights_.k() <= kMaximumStepColumns; }
+  void forward_from(const cuda::InputStep& step, int tokens, __half* y, int64_t y_stride, void* workspace,
+                    cudaStream_t stream) const override {
+    const Activations quantized = place(workspace, tokens);
+    const CodeOrder order = tokens <= kFewTokens ? CodeOrder::kColumns : CodeOrder::kPrompt;
+    cuda::check(launch_quantize_step(step, tokens, weights_.columns(), weights_.activation_bits(), order,
+                                     quantized, stream),
                 "quantizing activations");
-    // The product writes whole vectors of 8.
-    const int64_t own_stride = rounded(out_features(), 8);
-    const bool direct = y_stride % 8 == 0 && out_features() % 8 == 0;
-    __half* const to =
-        direct ? y : reinterpret_cast<__half*>(static_cast<uint8_t*>(workspace) + activation_memory(tokens));
-    cuda::check(Product(weights_.operand(), quantized, tokens, to, direct ? y_stride : own_stride,
-                        choose(tokens, weights_.shape(), multiprocessors_), multiprocessors_)
-                    .launch(nullptr, stream),
-                "multiplying integers");
-    if (direct) return;
-    const auto width = sizeof(__half) * static_cast<size_t>(out_features());
-    cuda::check(cudaMemcpy2DAsync(y, sizeof(__half) * static_cast<size_t>(y_stride), to,
-                                  sizeof(__half) * static_cast<size_t>(own_stride), width,
-                                  static_cast<size_t>(tokens), cudaMemcpyDeviceToDevice, stream),
-                "moving a product");
+    multiply(quantized, tokens, y, y_stride, workspace, stream);
   }
 
   std::unique_ptr<cuda::DeviceLinear> duplicate() const override {
@@ -72,18 +80,24 @@ class QuikLinear final : public cuda::DeviceLinear {
   size_t bytes() const override { return weights_.bytes(); }
 
  private:
-  void forward_few(const __half* x, int tokens, const Activations& quantized, __half* y, int64_t y_stride,
-                   cudaStream_t stream) const {
-    cuda::check(launch_quantize_few(x, tokens, weights_.k(), weights_.few_tokens_columns(),
-                                    weights_.activation_bits(),
-                                    {.codes = quantized.codes,
-                                     .code_stride = quantized.code_stride,
-                                     .scales = quantized.scales,
-                                     .zeros = quantized.zeros,
-                                     .outliers = quantized.outliers,
-                                     .outlier_stride = quantized.outlier_stride},
-                                    stream),
-                "quantizing activations");
+  Activations place(void* workspace, int tokens) const {
+    return place_activations(workspace, tokens, weights_.k(), weights_.outliers());
+  }
+
+  void multiply(const Activations& quantized, int tokens, __half* y, int64_t y_stride, void* workspace,
+                cudaStream_t stream) const {
+    if (tokens <= kFewTokens) return multiply_few(quantized, tokens, y, y_stride, stream);
+    const cuda::AlignedOutput output(y, y_stride, out_features(), tokens,
+                                     static_cast<uint8_t*>(workspace) + activation_memory(tokens));
+    cuda::check(Product(weights_.operand(), quantized, tokens, output.to(), output.stride(),
+                        choose(tokens, weights_.shape(), multiprocessors_), multiprocessors_)
+                    .launch(nullptr, stream),
+                "multiplying integers");
+    output.move(stream);
+  }
+
+  void multiply_few(const Activations& quantized, int tokens, __half* y, int64_t y_stride,
+                    cudaStream_t stream) const {
     size_t plan = 0;
     while (kPlannedTokens[plan] < tokens) ++plan;
     cuda::check(group_int_a8_cuda::launch_few_tokens(weights_.operand(),
@@ -98,9 +112,8 @@ class QuikLinear final : public cuda::DeviceLinear {
   }
 
   size_t activation_memory(int tokens) const {
-    return aligned(static_cast<int64_t>(activation_bytes(tokens, weights_.k(), weights_.outliers())));
+    return (activation_bytes(tokens, weights_.k(), weights_.outliers()) + 255) / 256 * 256;
   }
-  size_t output_bytes(int tokens) const { return aligned(2 * rounded(out_features(), 8) * tokens); }
 
   DeviceWeights weights_;
   int multiprocessors_ = 0;
