@@ -10,6 +10,7 @@ using SqueezellmKernels = RowKernels<SqueezellmLayout>;
 
 namespace avx2 {
 extern const SqueezellmKernels kSqueezellmKernels;
+extern const IntegerKernels<SqueezellmLayout> kSqueezellmIntegerKernels;
 }
 namespace avx512vnni {
 extern const SqueezellmKernels kSqueezellmKernels;
