@@ -107,8 +107,14 @@ TEST(GpuTable, AForcedKernelRunsWhereItCan) {
     const Forced forced("cuda-quik-mma");
     EXPECT_EQ(chosen(quik, gpu(9, 0)), "cuda-quik-mma");
   }
-  const Forced forced("cuda-quik");
-  EXPECT_NE(message_of([&] { chosen(quik, gpu(8, 9)); }).find("this GPU has 8.9"), std::string::npos);
+  {
+    const Forced forced("cuda-quik");
+    EXPECT_NE(message_of([&] { chosen(quik, gpu(8, 9)); }).find("this GPU has 8.9"), std::string::npos);
+    // The CPU beside it goes its own way.
+    EXPECT_EQ(message_of([&] { choose_kernel({.linear = &quik, .out_features = quik.out_features}); }), "");
+  }
+  const Forced forced("cuda-nothing");
+  EXPECT_NE(message_of([&] { chosen(quik, gpu(9, 0)); }).find("no kernel of that name"), std::string::npos);
 }
 
 }  // namespace

@@ -57,11 +57,27 @@ std::span<const DeviceKernel* const> device_kernels(const LinearFormat& format) 
   return kOthers;
 }
 
+namespace {
+
+// Names that start so are the device's; others force kernels on the CPU (formats/format.cc).
+void require_known(std::string_view forced) {
+  if (forced.rfind("cuda-", 0) != 0) return;
+  for (const Row& row : kRows) {
+    for (const DeviceKernel* kernel : row.kernels) {
+      if (forced == kernel->name) return;
+    }
+  }
+  fail("NIBBLE_KERNEL={}: there is no kernel of that name", forced);
+}
+
+}  // namespace
+
 DeviceKernelChoice choose_device_kernel(const Problem& problem, const Device& device) {
   NIBBLE_CHECK(problem.linear != nullptr && problem.linear->format != nullptr);
   const auto kernels = device_kernels(*problem.linear->format);
   DeviceKernelChoice choice;
   const char* forced = std::getenv("NIBBLE_KERNEL");
+  if (forced != nullptr) require_known(forced);
   for (const DeviceKernel* kernel : kernels) {
     const bool is_forced = forced != nullptr && std::string_view(forced) == kernel->name;
     std::string refusal = refusal_of(*kernel, problem, device);
