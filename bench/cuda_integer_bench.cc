@@ -2,6 +2,10 @@
 // shapes.
 //
 //   cuda_integer_bench [--tokens 1,2,4,8,16,32,64] [--formats quik-4b,quik-8b,fptq,two-level] [--sweep]
+//   cuda_integer_bench --prompts [--tokens 128,...] [--formats fptq,...] [--model llama-2-7b]
+//   [--configurations]
+//
+// The second form is cuda_integer_prompts.h's.
 //
 // The four linears of a decoder block (q|k|v, o, gate|up, down) run one after another in a graph over several
 // copies of the weights, so that none is still in the L2 when its turn comes again. Every linear quantizes
@@ -11,40 +15,22 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <iterator>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "backend/cuda/blas_lt.h"
 #include "backend/cuda/device.h"
-#include "backend/cuda/probes.h"
 #include "base/error.h"
-#include "formats/group_int_a8/cuda/few_tokens.h"
+#include "cuda_integer_linears.h"
+#include "cuda_integer_prompts.h"
 #include "formats/quik/cuda/few_tokens.h"
 
 namespace nibble {
 namespace {
 
-using cuda::Buffer;
-using namespace group_int_a8_cuda;
-
-struct Linear {
-  int n, k;
-};
-struct Block {
-  const char* name;
-  std::vector<Linear> linears;
-};
-
-const std::vector<Block>& blocks() {
-  static const std::vector<Block> all = {
-      {"llama-2-7b", {{12288, 4096}, {4096, 4096}, {22016, 4096}, {4096, 11008}}},
-      {"llama-2-13b", {{15360, 5120}, {5120, 5120}, {27648, 5120}, {5120, 13824}}},
-      {"llama-2-70b", {{10240, 8192}, {8192, 8192}, {57344, 8192}, {8192, 28672}}},
-      {"llama-3-8b", {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}}},
-  };
-  return all;
-}
+using namespace integer_bench;
 
 struct Kind {
   const char* name;
@@ -65,20 +51,6 @@ constexpr size_t kRotatedBytes = size_t{400} << 20;  // more than six times the 
 constexpr int kSamples = 11, kReplays = 10;
 
 int copies_of(size_t bytes) { return static_cast<int>(kRotatedBytes / bytes) + 1; }
-
-template <typename T>
-Buffer constants(size_t count, T value) {
-  Buffer buffer(count * sizeof(T));
-  const std::vector<T> values(count, value);
-  buffer.upload(values.data(), buffer.bytes());
-  return buffer;
-}
-
-Buffer random_half(size_t count, float scale, const cuda::Stream& stream) {
-  Buffer buffer(count * sizeof(__half));
-  cuda::check(cuda::fill_random_half(buffer.as<__half>(), count, scale, 3, stream.get()), "filling");
-  return buffer;
-}
 
 double read_bandwidth(const cuda::Device& device, const cuda::Stream& stream) {
   const Buffer data(size_t{4} << 30), sum(4);
@@ -123,31 +95,6 @@ std::vector<double> time_half(const Block& block, const std::vector<int>& token_
     seconds.push_back(cuda::median_seconds(graph, stream, kSamples, kReplays) / copies);
   }
   return seconds;
-}
-
-// Random codes, plausible scales and outlier weights.
-Buffer synthetic_slots(const FewTokensShape& shape, const cuda::Stream& stream) {
-  Buffer slots(static_cast<size_t>(shape.bytes()));
-  cuda::check(cuda::fill_random_bytes(slots.data(), slots.bytes() / 4 * 4, 5, stream.get()), "filling");
-  const auto copy = [&](size_t at, size_t pitch, const Buffer& from, size_t width, int64_t rows) {
-    cuda::check(cudaMemcpy2DAsync(slots.as<uint8_t>() + at, pitch, from.data(), width, width,
-                                  static_cast<size_t>(rows), cudaMemcpyDeviceToDevice, stream.get()),
-                "filling");
-    stream.synchronize();
-  };
-  if (shape.group > 0) {  // no outliers: slots follow each other through all tiles
-    const auto width = static_cast<size_t>(shape.slot_bytes() - kSlotCodeBytes);
-    const int64_t rows = shape.tiles() * shape.integer_slots();
-    copy(kSlotCodeBytes, static_cast<size_t>(shape.slot_bytes()),
-         constants<uint16_t>(width / 2 * static_cast<size_t>(rows), 0x0040), width, rows);
-  }
-  if (shape.outliers > 0) {
-    const auto width = static_cast<size_t>(shape.outlier_slots() * kSlotCodeBytes);
-    copy(static_cast<size_t>(shape.integer_slots() * shape.slot_bytes()),
-         static_cast<size_t>(shape.tile_bytes()),
-         random_half(width / 2 * static_cast<size_t>(shape.tiles()), 0.05f, stream), width, shape.tiles());
-  }
-  return slots;
 }
 
 // A linear's weights in several copies, and room for its activations.
@@ -303,28 +250,44 @@ int run(const std::vector<int>& token_counts, const std::string& formats, bool s
 }  // namespace nibble
 
 int main(int count, char** arguments) {
-  std::vector<int> tokens = {1, 2, 4, 8, 16, 32, 64};
-  std::string formats = "quik-4b,quik-8b,fptq,two-level";
-  bool sweep = false;
+  std::vector<int> tokens;
+  std::string formats, model;
+  bool sweep = false, prompts = false, configurations = false;
   for (int i = 1; i < count; ++i) {
-    if (std::strcmp(arguments[i], "--sweep") == 0) {
+    const std::string_view argument = arguments[i];
+    if (argument == "--sweep") {
       sweep = true;
-    } else if (std::strcmp(arguments[i], "--formats") == 0 && i + 1 < count) {
+    } else if (argument == "--prompts") {
+      prompts = true;
+    } else if (argument == "--configurations") {
+      configurations = true;
+    } else if (argument == "--formats" && i + 1 < count) {
       formats = arguments[++i];
-    } else if (std::strcmp(arguments[i], "--tokens") == 0 && i + 1 < count) {
-      tokens.clear();
+    } else if (argument == "--model" && i + 1 < count) {
+      model = arguments[++i];
+    } else if (argument == "--tokens" && i + 1 < count) {
       for (char* at = arguments[++i]; *at != '\0';) {
-        tokens.push_back(std::clamp(static_cast<int>(std::strtol(at, &at, 10)), 1,
-                                    nibble::group_int_a8_cuda::kMaximumFewTokens));
+        tokens.push_back(std::max(1, static_cast<int>(std::strtol(at, &at, 10))));
         if (*at == ',') ++at;
       }
     } else {
-      std::fprintf(stderr, "usage: cuda_integer_bench [--tokens 1,2,...] [--formats fptq,...] [--sweep]\n");
+      std::fprintf(stderr,
+                   "usage: cuda_integer_bench [--tokens 1,2,...] [--formats fptq,...] [--sweep]\n"
+                   "       cuda_integer_bench --prompts [--tokens 128,...] [--formats fptq,...] "
+                   "[--model llama-2-7b] [--configurations]\n");
       return 2;
     }
   }
   try {
-    return nibble::run(tokens, formats, sweep);
+    if (prompts) {
+      using nibble::integer_bench::kPromptTokens;
+      if (tokens.empty()) tokens.assign(std::begin(kPromptTokens), std::end(kPromptTokens));
+      nibble::integer_bench::run_prompts(tokens, formats, model, configurations);
+      return 0;
+    }
+    if (tokens.empty()) tokens = {1, 2, 4, 8, 16, 32, 64};
+    for (int& count_of : tokens) count_of = std::min(count_of, nibble::group_int_a8_cuda::kMaximumFewTokens);
+    return nibble::run(tokens, formats.empty() ? "quik-4b,quik-8b,fptq,two-level" : formats, sweep);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "cuda_integer_bench: %s\n", error.what());
     return 1;

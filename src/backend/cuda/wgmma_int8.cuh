@@ -77,6 +77,22 @@ struct WgmmaRegisters;
                    : NIBBLE_SUMS##C                                                                  \
                    : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                    \
     }                                                                                                \
+    /* Signed bytes of both; kFresh: the product alone, whatever d held. */                          \
+    template <bool kFresh>                                                                           \
+    __device__ static void s8s8(int32_t (&d)[C], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, \
+                                uint64_t b) {                                                        \
+      if constexpr (kFresh) {                                                                        \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8 {" NIBBLE_STRING##C       \
+                     "}, {%" #C ", %" #C1 ", %" #C2 ", %" #C3 "}, %" #C4 ", 0;"                      \
+                     : NIBBLE_SUMS##C                                                                \
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                  \
+      } else {                                                                                       \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8 {" NIBBLE_STRING##C       \
+                     "}, {%" #C ", %" #C1 ", %" #C2 ", %" #C3 "}, %" #C4 ", 1;"                      \
+                     : NIBBLE_SUMS##C                                                                \
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                  \
+      }                                                                                              \
+    }                                                                                                \
     /* Halves a [64, 16] times halves b [N, 16]; d holds the bits of FP32 sums. */                   \
     __device__ static void f16(int32_t (&d)[C], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,  \
                                uint64_t b) {                                                         \

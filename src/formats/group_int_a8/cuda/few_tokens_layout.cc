@@ -1,10 +1,12 @@
 #include "formats/group_int_a8/cuda/few_tokens_layout.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "base/error.h"
 #include "base/half.h"
+#include "base/thread_pool.h"
 #include "formats/group_int_a8/layout.h"
 
 namespace nibble::group_int_a8_cuda {
@@ -15,12 +17,6 @@ using group_int_a8::ScaleKind;
 
 int64_t slot_start(const FewTokensShape& shape, int64_t row, int64_t slot) {
   return row / kTileRows * shape.tile_bytes() + slot * shape.slot_bytes();
-}
-
-// Columns that share a scale in the slots. Larger groups repeat theirs.
-int slot_group(const Layout& layout) {
-  if (layout.groups == 1) return 0;
-  return static_cast<int>(std::min<int64_t>(layout.group_size, 128));
 }
 
 FewTokensForm form_of(const Layout& layout) {
@@ -76,76 +72,102 @@ int64_t scale_place(const FewTokensShape& shape, int64_t row, int64_t group) {
 
 void place_row(const FewTokensShape& shape, int64_t row, const int8_t* codes, const uint16_t* outliers,
                uint8_t* slots) {
-  for (int64_t column = 0; column < shape.columns; ++column) {
-    const SlotPlace place = code_place(shape, row, column);
-    if (shape.weight_bits == 8) {
-      slots[place.byte] = static_cast<uint8_t>(codes[column]);
-    } else {
-      slots[place.byte] |= static_cast<uint8_t>((codes[column] & 0xF) << place.shift);
+  // Every slot is like the first.
+  std::array<SlotPlace, 256> places;
+  const int64_t slot_columns = shape.slot_columns();
+  for (int64_t j = 0; j < std::min(slot_columns, shape.columns); ++j) places[j] = code_place(shape, row, j);
+  for (int64_t first = 0; first < shape.columns; first += slot_columns, slots += shape.slot_bytes()) {
+    const int64_t count = std::min(slot_columns, shape.columns - first);
+    for (int64_t j = 0; j < count; ++j) {
+      const int8_t code = codes[first + j];
+      if (shape.weight_bits == 8) {
+        slots[places[j].byte] = static_cast<uint8_t>(code);
+      } else {
+        slots[places[j].byte] |= static_cast<uint8_t>((code & 0xF) << places[j].shift);
+      }
     }
   }
+  slots -= shape.integer_slots() * shape.slot_bytes();
   for (int64_t o = 0; o < shape.outliers; ++o)
     std::memcpy(slots + outlier_place(shape, row, o), &outliers[o], 2);
 }
 
+FewTokensShape few_tokens_shape(const PackedLinear& linear) {
+  const int64_t k = linear.in_features, group = linear.parameter("group_size", 0);
+  const Tensor* const scales = linear.find("scales");
+  FewTokensShape shape = {.n = linear.out_features,
+                          .columns = k,
+                          .weight_bits = static_cast<int>(linear.parameter("weight_bits", 0))};
+  // Groups beyond 128 columns repeat their scales.
+  shape.group = group == 0 || group >= k ? 0 : static_cast<int>(std::min<int64_t>(group, 128));
+  shape.scale_bytes = scales != nullptr && scales->dtype() == DType::kF32 ? 4 : 2;
+  return shape;
+}
+
 std::string few_tokens_refusal(const PackedLinear& linear) {
-  const Layout layout = group_int_a8::read_layout(linear);
-  if (layout.k > kMaximumColumns) {
-    return format_text("{} columns, more than {}", layout.k, kMaximumColumns);
-  }
-  if (layout.groups == 1) return "";
-  if (layout.weight_bits != 4) return "groups of 8-bit weights";
-  const int64_t group = layout.group_size;
+  const int64_t k = linear.in_features, group = linear.parameter("group_size", 0);
+  if (k > kMaximumColumns) return format_text("{} columns, more than {}", k, kMaximumColumns);
+  if (group == 0 || group >= k) return "";
+  if (linear.parameter("weight_bits", 0) != 4) return "groups of 8-bit weights";
   if (group != 32 && group != 64 && group % 128 != 0) {
     return format_text("groups of {} columns, neither 32, 64, a multiple of 128 nor whole rows", group);
   }
   return "";
 }
 
-FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linears) {
+FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linears, ThreadPool* pool) {
   std::vector<Layout> layouts;
   FewTokensWeights packed;
   FewTokensShape& shape = packed.shape;
-  bool narrow = true;  // every scale is an F16 number
+  shape = few_tokens_shape(*linears.front());
+  shape.n = 0;
+  std::vector<int64_t> first_rows;  // of each linear
   for (const PackedLinear* linear : linears) {
     NIBBLE_CHECK(few_tokens_refusal(*linear).empty());
     layouts.push_back(group_int_a8::read_layout(*linear));
     const Layout& layout = layouts.back();
     NIBBLE_CHECK(layout.k == layouts[0].k && layout.group_size == layouts[0].group_size &&
                  form_of(layout) == form_of(layouts[0]) && layout.weight_bits == layouts[0].weight_bits);
+    first_rows.push_back(shape.n);
     shape.n += layout.n;
-    narrow = narrow && (layout.scale_kind != ScaleKind::kFloat || layout.f16_scales);
-  }
-  const Layout& first = layouts.front();
-  packed.form = form_of(first);
-  shape.columns = first.k;
-  shape.weight_bits = first.weight_bits;
-  shape.group = slot_group(first);
-  shape.scale_bytes = narrow ? 2 : 4;
-  packed.slots.resize(static_cast<size_t>(shape.bytes()));
-  std::vector<int8_t> codes(static_cast<size_t>(shape.columns));
-  int64_t to_row = 0;
-  for (const Layout& layout : layouts) {
+    shape.scale_bytes = std::max(shape.scale_bytes, few_tokens_shape(*linear).scale_bytes);
     packed.bias.insert(packed.bias.end(), layout.bias.begin(), layout.bias.end());
-    for (int64_t row = 0; row < layout.n; ++row, ++to_row) {
-      layout.unpack_row(row, codes.data());
-      place_row(shape, to_row, codes.data(), nullptr, packed.slots.data());
+  }
+  packed.form = form_of(layouts.front());
+  packed.slots.resize(static_cast<size_t>(shape.bytes()));
+  if (packed.form != FewTokensForm::kFloatGroups) packed.row_scales.resize(static_cast<size_t>(shape.n));
+  if (packed.form == FewTokensForm::kRows) packed.code_sums.resize(static_cast<size_t>(shape.n));
+
+  // Rows of one tile share bytes; tiles do not.
+  const auto pack_tile = [&](int64_t tile, int) {
+    std::vector<int8_t> codes(static_cast<size_t>(shape.columns));
+    for (int64_t row = tile * kTileRows; row < std::min(shape.n, (tile + 1) * kTileRows); ++row) {
+      const auto which = std::upper_bound(first_rows.begin(), first_rows.end(), row) - first_rows.begin() - 1;
+      const Layout& layout = layouts[which];
+      const int64_t own = row - first_rows[which];
+      layout.unpack_row(own, codes.data());
+      place_row(shape, row, codes.data(), nullptr, packed.slots.data());
       switch (packed.form) {
         case FewTokensForm::kRows: {
           int32_t sum = 0;
           for (const int8_t code : codes) sum += code;
-          packed.code_sums.push_back(sum);
-          packed.row_scales.push_back(layout.scales[row]);
+          packed.code_sums[row] = sum;
+          packed.row_scales[row] = layout.scales[own];
           break;
         }
         case FewTokensForm::kIntegerGroups:
-          packed.row_scales.push_back(layout.row_scales[row]);
+          packed.row_scales[row] = layout.row_scales[own];
           [[fallthrough]];
         case FewTokensForm::kFloatGroups:
-          place_scales(layout, row, to_row, &packed);
+          place_scales(layout, own, row, &packed);
           break;
       }
     }
+  };
+  if (pool != nullptr) {
+    pool->parallel_for(shape.tiles(), pack_tile);
+  } else {
+    for (int64_t tile = 0; tile < shape.tiles(); ++tile) pack_tile(tile, 0);
   }
   return packed;
 }

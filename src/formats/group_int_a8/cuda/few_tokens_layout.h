@@ -59,10 +59,13 @@ int64_t scale_place(const FewTokensShape& shape, int64_t row, int64_t group);
 void place_row(const FewTokensShape& shape, int64_t row, const int8_t* codes, const uint16_t* outliers,
                uint8_t* slots);
 
+// The sizes of a group_int_a8 linear that few_tokens_refusal() accepts.
+FewTokensShape few_tokens_shape(const PackedLinear& linear);
 // Why a group_int_a8 linear cannot be packed so ("groups of 96 columns: ..."), or nothing.
 std::string few_tokens_refusal(const PackedLinear& linear);
 // Linears that can_fuse() joins (one input, one kind of scales). kRows (whole rows as one group) takes
 // activations as unsigned codes a + 128 with a zero point of 128.
-FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linears);
+FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linears,
+                                     ThreadPool* pool = nullptr);
 
 }  // namespace nibble::group_int_a8_cuda

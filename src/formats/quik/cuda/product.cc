@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cuda/cluster_launch.h"
 #include "backend/cuda/device.h"
 #include "backend/cuda/tensor_map.h"
 #include "base/error.h"
@@ -120,20 +121,12 @@ cudaError_t Product::launch(int32_t* accumulators, cudaStream_t stream) const {
   ProductArguments a;
   std::memcpy(&a, arguments_, sizeof a);
   a.accumulators = accumulators;
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(configuration_.share * configuration_.split), 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks_);
-  config.blockDim = dim3(kProductThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes_);
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  void* pointers[] = {&a};
-  return cudaLaunchKernelExC(&config, kernel_, pointers);
+  return cuda::launch_clusters({.kernel = kernel_,
+                                .blocks = blocks_,
+                                .threads = kProductThreads,
+                                .shared_bytes = shared_bytes_,
+                                .cluster = configuration_.share * configuration_.split},
+                               &a, stream);
 }
 
 }  // namespace nibble::quik_cuda

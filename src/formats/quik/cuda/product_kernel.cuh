@@ -12,39 +12,16 @@
 // behind, so that one's conversion and stores happen while the other multiplies.
 #pragma once
 
-#include "backend/cuda/cluster.cuh"
-#include "backend/cuda/ptx.cuh"
-#include "backend/cuda/tile_exchange.cuh"
+#include "backend/cuda/product_parts.cuh"
 #include "backend/cuda/wgmma_int8.cuh"
 #include "formats/quik/cuda/kernels.h"
 
 namespace nibble::quik_cuda {
 
-constexpr int kStoreBarrier = 1, kLagBarrier = 3;  // named barriers; the first two one per warpgroup
-
-struct TileIndex {
-  int token, output;  // of its first element
-};
-
-// A block's tiles in an order whose neighbours in time share operands in the L2. `outputs` counts groups of
-// tiles that the blocks of a cluster take side by side.
-__device__ inline TileIndex tile_at(int index, int token_tiles, int outputs, int raster, int tile_tokens) {
-  const int group = index / (raster * outputs), first = group * raster;
-  const int height = min(raster, token_tiles - first), place = index - first * outputs;
-  return {(first + place % height) * tile_tokens, place / height};
-}
-
-template <int kStages>
-struct RingPlace {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
+using products::kLagBarrier;
+using products::Lane;
+using products::RingPlace;
+using products::TileIndex;
 
 template <int kTokens, int kShare, int kSplit, int kBits>
 struct ProductKernel {
@@ -66,7 +43,7 @@ struct ProductKernel {
     __device__ uint32_t tokens(int stage) const { return weights(stage) + kSizes.weights(); }
     __device__ int tiles() const { return token_tiles * output_groups; }
     __device__ TileIndex tile(int index) const {
-      TileIndex tile = tile_at(index, token_tiles, output_groups, arguments.raster, kTokens);
+      TileIndex tile = products::tile_at(index, token_tiles, output_groups, arguments.raster, kTokens);
       tile.output = (tile.output * kShare + (kShare > 1 ? rank : 0)) * kTileOutputs;
       return tile;
     }
@@ -154,44 +131,14 @@ struct ProductKernel {
   };
   __device__ static void load_integers(Operand& operand, uint32_t from) {
     if constexpr (kBits == 8) {
-      load_words(operand.a, from);
+      products::load_words(operand.a, from);
     } else {
-#pragma unroll
-      for (int v = 0; v < 2; ++v) {
-        const uint4 words = ptx::load_shared(from + 512 * v);
-        const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-        for (int p = 0; p < 4; ++p) {
-          operand.a[8 * v + 2 * p] = (pairs[p] << 4) & 0xF0F0F0F0u;
-          operand.a[8 * v + 2 * p + 1] = pairs[p] & 0xF0F0F0F0u;
-        }
-      }
+      products::load_nibbles(operand.a, from);
     }
   }
-  template <int kCount>
-  __device__ static void load_words(uint32_t (&a)[kCount], uint32_t from) {
-#pragma unroll
-    for (int v = 0; v < kCount / 4; ++v) {
-      const uint4 words = ptx::load_shared(from + 512 * v);
-      a[4 * v] = words.x;
-      a[4 * v + 1] = words.y;
-      a[4 * v + 2] = words.z;
-      a[4 * v + 3] = words.w;
-    }
-  }
-
-  struct Lane {
-    int group, warp, g, q, thread;
-  };
 
   __device__ static void release(const Block& b, const Lane& lane, int stage) {
-    if constexpr (kShare > 1) {
-      if (lane.thread < kShare) {
-        ptx::barrier_arrive_remote(ptx::remote_address(b.empty + 8 * stage, lane.thread));
-      }
-    } else {
-      if (lane.thread == 0) ptx::barrier_arrive(b.empty + 8 * stage);
-    }
+    products::release_stage<kShare>(b.empty + 8 * stage, lane);
   }
 
   // The INT32 sums of a tile's part of the columns. Products of one block are in flight while the next
@@ -240,26 +187,9 @@ struct ProductKernel {
   // Adds up the cluster's sums of this block's part of the tokens.
   __device__ static void exchange(const Block& b, const Lane& lane, const int32_t (&d)[kTokens / 2],
                                   int32_t (&own)[kOwn / 2]) {
-    const uint32_t barrier = b.slices_full + 8 * lane.group;
     const uint32_t mine = b.slices + lane.group * (kSplit - 1) * kSizes.slice() + 16 * lane.thread;
-    if (lane.thread == 0) ptx::barrier_arrive_expecting(barrier, (kSplit - 1) * kSizes.slice());
-#pragma unroll
-    for (int to = 0; to < kSplit; ++to) {
-      if (to == b.rank) {
-#pragma unroll
-        for (int i = 0; i < kOwn / 2; ++i) own[i] = d[to * (kOwn / 2) + i];
-      } else {
-        const int slot = (b.rank - to + kSplit) % kSplit - 1;
-        const uint32_t there = ptx::remote_address(mine + slot * kSizes.slice(), to);
-        const uint32_t there_full = ptx::remote_address(barrier, to);
-#pragma unroll
-        for (int j = 0; j < kOwn / 8; ++j) {
-          const int i = to * (kOwn / 2) + 4 * j;
-          ptx::send_words(there + 2048 * j, d[i], d[i + 1], d[i + 2], d[i + 3], there_full);
-        }
-      }
-    }
-    ptx::barrier_wait(barrier, 0);
+    products::exchange_sums<kSplit, kOwn>(d, own, b.rank, mine, kSizes.slice(),
+                                          b.slices_full + 8 * lane.group, lane);
 #pragma unroll
     for (int slot = 0; slot < kSplit - 1; ++slot) {
 #pragma unroll
@@ -340,8 +270,9 @@ struct ProductKernel {
     for (int block = 0; block < b.arguments.outlier_blocks; ++block) {
       OutlierOperand operand;
       ptx::barrier_wait(b.full + 8 * place.stage, place.parity);
-      load_words(operand.a, b.weights(place.stage) + (4 * lane.group + lane.warp) * kSizes.weight_box() +
-                                16 * (lane.thread % 32));
+      products::load_words(operand.a, b.weights(place.stage) +
+                                          (4 * lane.group + lane.warp) * kSizes.weight_box() +
+                                          16 * (lane.thread % 32));
       const uint64_t tokens = kSizes.outlier_row() == 128 ? ptx::operand_128b(b.tokens(place.stage))
                                                           : ptx::operand_64b(b.tokens(place.stage));
       ptx::fence_registers(operand.a);
@@ -360,43 +291,9 @@ struct ProductKernel {
     ptx::fence_registers(d);
   }
 
-  // Chunks of tokens, transposed on their way to shared memory, leave through the copy engine: three in turn,
-  // so that one barrier per chunk is enough.
-  __device__ static void store(const Block& b, const Lane& lane, const int32_t (&d)[kOwn / 2], int token,
-                               int output, int count) {
-    constexpr int kChunkTokens = kSizes.chunk_tokens();
-    int buffer = count * (kOwn / kChunkTokens) % 3;
-    const int l = lane.thread % 32, row = l % 8 + l / 16 * 8, piece = (2 * lane.warp + l / 8 % 2) ^ (l % 8);
-#pragma unroll
-    for (int first = 0; first < kOwn; first += kChunkTokens) {
-      const uint32_t chunk = b.staging + (3 * lane.group + buffer) * kSizes.chunk();
-#pragma unroll
-      for (int j = first / 8; j < (first + kChunkTokens) / 8; j += 2) {
-        uint32_t m[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int at = 4 * (j + i / 2) + 2 * (i % 2);
-          const __half2 pair = __floats2half2_rn(__int_as_float(d[at]), __int_as_float(d[at + 1]));
-          m[i] = reinterpret_cast<const uint32_t&>(pair);
-        }
-        ptx::store_transposed(chunk + (8 * j - first + row) * 128 + 16 * piece, m[0], m[1], m[2], m[3]);
-      }
-      ptx::fence_copy_engine();
-      ptx::named_barrier(kStoreBarrier + lane.group, 128);
-      if (lane.thread == 0) {
-        ptx::tile_store(&b.arguments.y, output, token + first, chunk);
-        ptx::commit_stores();
-        ptx::wait_stores_read<1>();
-      }
-      buffer = buffer == 2 ? 0 : buffer + 1;
-    }
-  }
-
   __device__ static void consume(const Block& b) {
     const ProductArguments& a = b.arguments;
-    const Lane lane = {static_cast<int>(threadIdx.x) / 128, static_cast<int>(threadIdx.x) % 128 / 32,
-                       static_cast<int>(threadIdx.x) % 32 / 4, static_cast<int>(threadIdx.x) % 4,
-                       static_cast<int>(threadIdx.x) % 128};
+    const Lane lane = Lane::mine();
     RingPlace<kStages> place;
     int count = 0;  // of tiles before
     const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
@@ -422,7 +319,8 @@ struct ProductKernel {
         __syncwarp();
         if (lane.thread % 32 == 0) ptx::barrier_arrive(b.ranges_empty + 8 * turn);
         add_outliers(b, lane, place, own);
-        store(b, lane, own, token, output, count);
+        products::store_tile<kOwn, kSizes.chunk_tokens()>(&a.y, b.staging + 3 * lane.group * kSizes.chunk(),
+                                                          lane, own, token, output, count);
       };
       if constexpr (kSplit > 1) {
         int32_t own[kOwn / 2];

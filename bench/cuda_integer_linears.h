@@ -1,0 +1,73 @@
+// The linears that the benchmarks of integer activations multiply, and synthetic weights for them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "backend/cuda/device.h"
+#include "backend/cuda/probes.h"
+#include "formats/group_int_a8/cuda/few_tokens.h"
+
+namespace nibble::integer_bench {
+
+using cuda::Buffer;
+using namespace group_int_a8_cuda;
+
+struct Linear {
+  int n, k;
+};
+struct Block {
+  const char* name;
+  std::vector<Linear> linears;
+};
+
+inline const std::vector<Block>& blocks() {
+  static const std::vector<Block> all = {
+      {"llama-2-7b", {{12288, 4096}, {4096, 4096}, {22016, 4096}, {4096, 11008}}},
+      {"llama-2-13b", {{15360, 5120}, {5120, 5120}, {27648, 5120}, {5120, 13824}}},
+      {"llama-2-70b", {{10240, 8192}, {8192, 8192}, {57344, 8192}, {8192, 28672}}},
+      {"llama-3-8b", {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}}},
+  };
+  return all;
+}
+
+template <typename T>
+Buffer constants(size_t count, T value) {
+  Buffer buffer(count * sizeof(T));
+  const std::vector<T> values(count, value);
+  buffer.upload(values.data(), buffer.bytes());
+  return buffer;
+}
+
+inline Buffer random_half(size_t count, float scale, const cuda::Stream& stream) {
+  Buffer buffer(count * sizeof(__half));
+  cuda::check(cuda::fill_random_half(buffer.as<__half>(), count, scale, 3, stream.get()), "filling");
+  return buffer;
+}
+
+// Random codes, plausible scales and outlier weights.
+inline Buffer synthetic_slots(const FewTokensShape& shape, const cuda::Stream& stream) {
+  Buffer slots(static_cast<size_t>(shape.bytes()));
+  cuda::check(cuda::fill_random_bytes(slots.data(), slots.bytes() / 4 * 4, 5, stream.get()), "filling");
+  const auto copy = [&](size_t at, size_t pitch, const Buffer& from, size_t width, int64_t rows) {
+    cuda::check(cudaMemcpy2DAsync(slots.as<uint8_t>() + at, pitch, from.data(), width, width,
+                                  static_cast<size_t>(rows), cudaMemcpyDeviceToDevice, stream.get()),
+                "filling");
+    stream.synchronize();
+  };
+  if (shape.group > 0) {  // no outliers: slots follow each other through all tiles
+    const auto width = static_cast<size_t>(shape.slot_bytes() - kSlotCodeBytes);
+    const int64_t rows = shape.tiles() * shape.integer_slots();
+    copy(kSlotCodeBytes, static_cast<size_t>(shape.slot_bytes()),
+         constants<uint16_t>(width / 2 * static_cast<size_t>(rows), 0x0040), width, rows);
+  }
+  if (shape.outliers > 0) {
+    const auto width = static_cast<size_t>(shape.outlier_slots() * kSlotCodeBytes);
+    copy(static_cast<size_t>(shape.integer_slots() * shape.slot_bytes()),
+         static_cast<size_t>(shape.tile_bytes()),
+         random_half(width / 2 * static_cast<size_t>(shape.tiles()), 0.05f, stream), width, shape.tiles());
+  }
+  return slots;
+}
+
+}  // namespace nibble::integer_bench

@@ -1,0 +1,23 @@
+// Linears of group_int_a8 with many tokens on the GPU, beside cuBLASLt's best FP16 product of the same
+// shapes.
+//
+// The four linears of a decoder block run one after another in a graph, each behind the quantization of its
+// FP16 input ("us"; "product us" is without it); their weights together are larger than the L2. FP16 and ours
+// take turns, medians. Where the few-token kernel takes so many tokens, it stands beside ("few us").
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace nibble::integer_bench {
+
+// The numbers of tokens that `--prompts` runs by default.
+inline constexpr int kPromptTokens[] = {128, 256, 512, 1024, 2048, 4096, 8192};
+
+// `formats` of fptq (F16 scales of 128 columns), two-level (multipliers of 128 columns), rows-4 and rows-8
+// (whole rows), fptq-64, fptq-32, separated by commas; `model` empty for all. With `configurations` the time
+// of every configuration of every linear instead.
+void run_prompts(const std::vector<int>& token_counts, const std::string& formats, const std::string& model,
+                 bool configurations);
+
+}  // namespace nibble::integer_bench

@@ -1,0 +1,159 @@
+// What the products of prompts share (quik/cuda/product_kernel.cuh,
+// group_int_a8/cuda/group_product_kernel.cuh): the order of tiles, the ring between the copying thread and
+// the multiplying warpgroups, and how a warpgroup's sums, 64 outputs times some tokens that lie in registers
+// as wgmma.cuh says, move to another block or to memory.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "backend/cuda/cluster.cuh"
+#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/tile_exchange.cuh"
+
+namespace nibble::products {
+
+// Named barriers: the first two one per warpgroup.
+constexpr int kStoreBarrier = 1, kLagBarrier = 3;
+
+// Counts this thread in at a named barrier without waiting.
+__device__ inline void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+struct TileIndex {
+  int token, output;  // of its first element
+};
+
+// A block's tiles in an order whose neighbours in time share operands in the L2. `outputs` counts groups of
+// tiles that the blocks of a cluster take side by side.
+__device__ inline TileIndex tile_at(int index, int token_tiles, int outputs, int raster, int tile_tokens) {
+  const int group = index / (raster * outputs), first = group * raster;
+  const int height = min(raster, token_tiles - first), place = index - first * outputs;
+  return {(first + place % height) * tile_tokens, place / height};
+}
+
+template <int kStages>
+struct RingPlace {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// Which thread of which warpgroup; in its warp it is lane 4 g + q.
+struct Lane {
+  int group, warp, g, q, thread;
+  __device__ static Lane mine() {
+    const int thread = static_cast<int>(threadIdx.x);
+    return {thread / 128, thread % 128 / 32, thread % 32 / 4, thread % 4, thread % 128};
+  }
+};
+
+// A lane's words of a packed block of weights: vectors of 16 bytes, 512 bytes apart.
+template <int kCount>
+__device__ inline void load_words(uint32_t (&a)[kCount], uint32_t from) {
+#pragma unroll
+  for (int v = 0; v < kCount / 4; ++v) {
+    const uint4 words = ptx::load_shared(from + 512 * v);
+    a[4 * v] = words.x;
+    a[4 * v + 1] = words.y;
+    a[4 * v + 2] = words.z;
+    a[4 * v + 3] = words.w;
+  }
+}
+// The same of 4-bit weights of 128 columns: bytes of 16 q.
+__device__ inline void load_nibbles(uint32_t (&a)[16], uint32_t from) {
+#pragma unroll
+  for (int v = 0; v < 2; ++v) {
+    const uint4 words = ptx::load_shared(from + 512 * v);
+    const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      a[8 * v + 2 * p] = (pairs[p] << 4) & 0xF0F0F0F0u;
+      a[8 * v + 2 * p + 1] = pairs[p] & 0xF0F0F0F0u;
+    }
+  }
+}
+
+// Tells the producers of the kShare blocks that share tokens that this warpgroup is done with a stage, whose
+// barrier lies at `empty` in each of them.
+template <int kShare>
+__device__ inline void release_stage(uint32_t empty, const Lane& lane) {
+  if constexpr (kShare > 1) {
+    if (lane.thread < kShare) ptx::barrier_arrive_remote(ptx::remote_address(empty, lane.thread));
+  } else {
+    if (lane.thread == 0) ptx::barrier_arrive(empty);
+  }
+}
+
+// --- sums of a tile whose columns the kSplit blocks of a cluster share: each finishes kOwn tokens
+
+// Sends the sums of the others' tokens to them and takes out its own. A warpgroup's slices, (kSplit - 1) of
+// `slice` bytes, lie at `mine` (16 bytes a thread) in every block: block r's sums come to the slot (r - to)
+// mod kSplit - 1 of block `to`. Waits until all have come.
+template <int kSplit, int kOwn>
+__device__ inline void exchange_sums(const int32_t (&d)[kSplit * kOwn / 2], int32_t (&own)[kOwn / 2],
+                                     int rank, uint32_t mine, int slice, uint32_t barrier, const Lane& lane) {
+  if (lane.thread == 0) ptx::barrier_arrive_expecting(barrier, (kSplit - 1) * slice);
+#pragma unroll
+  for (int to = 0; to < kSplit; ++to) {
+    if (to == rank) {
+#pragma unroll
+      for (int i = 0; i < kOwn / 2; ++i) own[i] = d[to * (kOwn / 2) + i];
+    } else {
+      const int slot = (rank - to + kSplit) % kSplit - 1;
+      const uint32_t there = ptx::remote_address(mine + slot * slice, to);
+      const uint32_t there_full = ptx::remote_address(barrier, to);
+#pragma unroll
+      for (int j = 0; j < kOwn / 8; ++j) {
+        const int i = to * (kOwn / 2) + 4 * j;
+        ptx::send_words(there + 2048 * j, d[i], d[i + 1], d[i + 2], d[i + 3], there_full);
+      }
+    }
+  }
+  ptx::barrier_wait(barrier, 0);
+}
+
+// --- out
+
+// Writes a warpgroup's sums, bits of floats, as FP16 through the copy engine: chunks of tokens, transposed on
+// their way to shared memory, three in turn, so that one barrier per chunk is enough. `staging` are the
+// warpgroup's three chunks, `count` the tiles that it stored before.
+template <int kOwn, int kChunkTokens>
+__device__ inline void store_tile(const void* y_map, uint32_t staging, const Lane& lane,
+                                  const int32_t (&d)[kOwn / 2], int token, int output, int count) {
+  constexpr int kChunk = kChunkTokens * 128;
+  int buffer = count * (kOwn / kChunkTokens) % 3;
+  const int l = lane.thread % 32, row = l % 8 + l / 16 * 8, piece = (2 * lane.warp + l / 8 % 2) ^ (l % 8);
+#pragma unroll
+  for (int first = 0; first < kOwn; first += kChunkTokens) {
+    const uint32_t chunk = staging + buffer * kChunk;
+#pragma unroll
+    for (int j = first / 8; j < (first + kChunkTokens) / 8; j += 2) {
+      uint32_t m[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = 4 * (j + i / 2) + 2 * (i % 2);
+        const __half2 pair = __floats2half2_rn(__int_as_float(d[at]), __int_as_float(d[at + 1]));
+        m[i] = reinterpret_cast<const uint32_t&>(pair);
+      }
+      ptx::store_transposed(chunk + (8 * j - first + row) * 128 + 16 * piece, m[0], m[1], m[2], m[3]);
+    }
+    ptx::fence_copy_engine();
+    ptx::named_barrier(kStoreBarrier + lane.group, 128);
+    if (lane.thread == 0) {
+      ptx::tile_store(y_map, output, token + first, chunk);
+      ptx::commit_stores();
+      ptx::wait_stores_read<1>();
+    }
+    buffer = buffer == 2 ? 0 : buffer + 1;
+  }
+}
+
+}  // namespace nibble::products

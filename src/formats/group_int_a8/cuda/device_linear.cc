@@ -1,0 +1,211 @@
+// group_int_a8's row in the table of the device's kernels (backend/cuda/linear.h): integer products on the
+// tensor cores from one packing, by one kernel for few tokens and others for prompts: group_product.h, or for
+// whole rows as groups quik's.
+#include <algorithm>
+#include <iterator>
+
+#include "backend/cuda/aligned_output.h"
+#include "backend/cuda/linear.h"
+#include "base/error.h"
+#include "formats/group_int_a8/cuda/few_tokens.h"
+#include "formats/group_int_a8/cuda/few_tokens_layout.h"
+#include "formats/group_int_a8/cuda/group_product.h"
+#include "formats/group_int_a8/cuda/quantize_step.h"
+#include "formats/group_int_a8/layout.h"
+#include "formats/quik/cuda/product.h"
+
+namespace nibble::group_int_a8_cuda {
+namespace {
+
+template <typename T>
+cuda::Buffer uploaded(const std::vector<T>& values) {
+  if (values.empty()) return {};
+  cuda::Buffer buffer(sizeof(T) * values.size());
+  buffer.upload(values.data(), sizeof(T) * values.size());
+  return buffer;
+}
+
+// Up to so many tokens the kernel that reads every weight once is the faster one (bench/results/h100).
+constexpr int kFewTokens = 16;
+constexpr int kPlannedTokens[] = {8, 16};
+
+class A8Linear final : public cuda::DeviceLinear {
+ public:
+  A8Linear(std::span<const PackedLinear* const> linears, const cuda::Device& device, ThreadPool& pool)
+      : k_(linears.front()->in_features),
+        activation_scale_(group_int_a8::read_layout(*linears.front()).activation_scale),
+        multiprocessors_(device.multiprocessors) {
+    const FewTokensWeights packed = pack_for_few_tokens(linears, &pool);
+    weights_.form = packed.form;
+    weights_.shape = packed.shape;
+    slots_ = uploaded(packed.slots);
+    row_scales_ = uploaded(packed.row_scales);
+    code_sums_ = uploaded(packed.code_sums);
+    bias_ = uploaded(packed.bias);
+    point();
+    for (size_t i = 0; i < std::size(kPlannedTokens); ++i)
+      plans_[i] = plan_few_tokens(weights_, kPlannedTokens[i], multiprocessors_);
+  }
+
+  int64_t in_features() const override { return k_; }
+  int64_t out_features() const override { return weights_.shape.n; }
+
+  size_t workspace_bytes(int most_tokens) const override {
+    return activation_memory(most_tokens) + cuda::AlignedOutput::bytes(out_features(), most_tokens);
+  }
+
+  void forward(const __half* x, int tokens, __half* y, int64_t y_stride, void* workspace,
+               cudaStream_t stream) const override {
+    const quik_cuda::Activations room = place(workspace, tokens);
+    if (tokens <= kFewTokens) {
+      cuda::check(launch_quantize_signed(x, tokens, static_cast<int>(k_), activation_scale_, room.codes,
+                                         room.scales, rows() ? room.zeros : nullptr, stream),
+                  "quantizing activations");
+    } else {
+      cuda::check(launch_quantize_prompt(x, tokens, static_cast<int>(k_), activation_scale_,
+                                         weights_.shape.group, prompt_codes(room), stream),
+                  "quantizing activations");
+    }
+    multiply(tokens, room, y, y_stride, workspace, stream);
+  }
+
+  bool takes_steps() const override { return k_ % 8 == 0 && k_ <= kMaximumStepColumns; }
+  void forward_from(const cuda::InputStep& step, int tokens, __half* y, int64_t y_stride, void* workspace,
+                    cudaStream_t stream) const override {
+    const quik_cuda::Activations room = place(workspace, tokens);
+    PromptActivations codes = prompt_codes(room);
+    CodeOrder order = weights_.shape.group == 32 ? CodeOrder::kNarrow : CodeOrder::kPrompt;
+    if (tokens <= kFewTokens) {
+      order = CodeOrder::kColumns;
+      codes.code_stride = few_code_stride();
+    }
+    cuda::check(
+        launch_quantize_step(step, tokens, static_cast<int>(k_), activation_scale_, order, codes, stream),
+        "quantizing activations");
+    multiply(tokens, room, y, y_stride, workspace, stream);
+  }
+
+  std::unique_ptr<cuda::DeviceLinear> duplicate() const override {
+    return std::unique_ptr<cuda::DeviceLinear>(new A8Linear(*this));
+  }
+
+  cuda::LinearPath path(int tokens) const override {
+    const char* const prompt = rows() ? "quik-product" : "a8-group-product";
+    std::string arithmetic = format_text("int{}xint8->int32", weights_.shape.weight_bits);
+    if (weights_.shape.weight_bits != 8) arithmetic += ", as int8";
+    if (weights_.form == FewTokensForm::kFloatGroups) arithmetic += "; groups of columns summed in f32";
+    if (weights_.form == FewTokensForm::kIntegerGroups) arithmetic += "; groups of columns summed in int32";
+    return {tokens <= kFewTokens ? "a8-few-tokens" : prompt, std::move(arithmetic)};
+  }
+
+  size_t bytes() const override {
+    size_t total = 0;
+    for (const cuda::Buffer* buffer : {&slots_, &row_scales_, &code_sums_, &bias_}) total += buffer->bytes();
+    return total;
+  }
+
+ private:
+  A8Linear(const A8Linear& other)
+      : k_(other.k_),
+        activation_scale_(other.activation_scale_),
+        multiprocessors_(other.multiprocessors_),
+        slots_(other.slots_.clone()),
+        row_scales_(other.row_scales_.clone()),
+        code_sums_(other.code_sums_.clone()),
+        bias_(other.bias_.clone()),
+        weights_(other.weights_) {
+    std::copy(std::begin(other.plans_), std::end(other.plans_), plans_);
+    point();
+  }
+
+  void point() {
+    weights_.slots = slots_.as<uint8_t>();
+    weights_.row_scales = row_scales_.bytes() > 0 ? row_scales_.as<float>() : nullptr;
+    weights_.code_sums = code_sums_.bytes() > 0 ? code_sums_.as<int32_t>() : nullptr;
+    weights_.bias = bias_.as<float>();
+  }
+
+  bool rows() const { return weights_.form == FewTokensForm::kRows; }
+
+  quik_cuda::Activations place(void* workspace, int tokens) const {
+    return quik_cuda::place_activations(workspace, tokens, static_cast<int>(k_), 0);
+  }
+  PromptActivations prompt_codes(const quik_cuda::Activations& room) const {
+    return {.codes = room.codes,
+            .code_stride = room.code_stride,
+            .scales = room.scales,
+            .zeros = rows() ? room.zeros : nullptr};
+  }
+  int64_t few_code_stride() const { return (k_ + 15) / 16 * 16; }
+
+  void multiply(int tokens, const quik_cuda::Activations& room, __half* y, int64_t y_stride, void* workspace,
+                cudaStream_t stream) const {
+    if (tokens <= kFewTokens) return multiply_few(tokens, room, y, y_stride, stream);
+    const cuda::AlignedOutput output(y, y_stride, out_features(), tokens,
+                                     static_cast<uint8_t*>(workspace) + activation_memory(tokens));
+    cuda::check(multiply_prompt(tokens, room, output, stream), "multiplying integers");
+    output.move(stream);
+  }
+
+  cudaError_t multiply_prompt(int tokens, const quik_cuda::Activations& room,
+                              const cuda::AlignedOutput& output, cudaStream_t stream) const {
+    if (rows()) {
+      const quik_cuda::Configuration chosen = quik_cuda::choose(tokens, weights_.shape, multiprocessors_);
+      return quik_cuda::Product(weights_, room, tokens, output.to(), output.stride(), chosen,
+                                multiprocessors_)
+          .launch(nullptr, stream);
+    }
+    const GroupConfiguration chosen = choose_group_configuration(tokens, weights_, multiprocessors_);
+    return GroupProduct(weights_, prompt_codes(room), tokens, output.to(), output.stride(), chosen,
+                        multiprocessors_)
+        .launch(nullptr, stream);
+  }
+
+  void multiply_few(int tokens, const quik_cuda::Activations& room, __half* y, int64_t y_stride,
+                    cudaStream_t stream) const {
+    size_t plan = 0;
+    while (kPlannedTokens[plan] < tokens) ++plan;
+    cuda::check(launch_few_tokens(weights_,
+                                  {.codes = room.codes,
+                                   .code_stride = few_code_stride(),
+                                   .scales = room.scales,
+                                   .zeros = room.zeros},
+                                  tokens, plans_[plan], y, y_stride, nullptr, stream),
+                "multiplying integers");
+  }
+
+  size_t activation_memory(int tokens) const {
+    return (quik_cuda::activation_bytes(tokens, static_cast<int>(k_), 0) + 255) / 256 * 256;
+  }
+
+  int64_t k_ = 0;
+  float activation_scale_ = 0;
+  int multiprocessors_ = 0;
+  cuda::Buffer slots_, row_scales_, code_sums_, bias_;
+  FewTokensOperand weights_;
+  FewTokensPlan plans_[std::size(kPlannedTokens)];
+};
+
+std::string refusal(const Problem& problem, const cuda::Device&) {
+  return few_tokens_refusal(*problem.linear);
+}
+
+std::unique_ptr<cuda::DeviceLinear> load(std::span<const PackedLinear* const> linears,
+                                         const cuda::Device& device, ThreadPool& pool) {
+  return std::make_unique<A8Linear>(linears, device, pool);
+}
+
+size_t device_bytes(const PackedLinear& linear) {
+  // Sums and scales of rows and the bias: 12 bytes a row at most.
+  return static_cast<size_t>(few_tokens_shape(linear).bytes() + 12 * linear.out_features);
+}
+
+bool fuses(const PackedLinear&, const PackedLinear&) { return true; }
+
+}  // namespace
+
+extern const cuda::DeviceKernel kDeviceKernel;
+const cuda::DeviceKernel kDeviceKernel = {
+    .name = "cuda-a8", .refusal = refusal, .load = load, .bytes = device_bytes, .fuses = fuses};
+
+}  // namespace nibble::group_int_a8_cuda

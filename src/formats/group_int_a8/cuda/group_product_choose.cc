@@ -1,0 +1,66 @@
+// Which configuration of the product a problem gets: the one that takes least time by a model of three
+// numbers each, fitted to measurements on an H100 (cuda_integer_bench --configurations).
+#include <algorithm>
+#include <array>
+
+#include "formats/group_int_a8/cuda/group_product_kernels.h"
+
+namespace nibble::group_int_a8_cuda {
+namespace {
+
+// Microseconds.
+struct Cost {
+  GroupConfiguration configuration;
+  double block;  // of 128 columns of a tile
+  double tile;   // each further tile of a block
+  double start;  // the whole product
+};
+constexpr std::array kCosts = {
+    Cost{{128, 2, 1}, 0.30, 2, 4},    Cost{{128, 1, 1}, 0.31, 4, 1},  Cost{{128, 1, 2}, 0.31, 4, 2},
+    Cost{{64, 1, 1}, 0.21, 4.5, 0.5}, Cost{{64, 1, 2}, 0.21, 3.3, 2}, Cost{{32, 1, 2}, 0.18, 3, 2},
+};
+constexpr std::array<GroupConfiguration, kCosts.size()> kAll = [] {
+  std::array<GroupConfiguration, kCosts.size()> all = {};
+  for (size_t i = 0; i < all.size(); ++i) all[i] = kCosts[i].configuration;
+  return all;
+}();
+// What group_product_kernel.cuh instantiates for other groups than 128 columns with scales of 2 bytes.
+constexpr std::array kFew = {GroupConfiguration{128, 1, 1}, GroupConfiguration{64, 1, 2}};
+
+double microseconds(const Cost& cost, int tokens, const FewTokensShape& shape, int multiprocessors) {
+  const auto up = [](int64_t value, int64_t unit) { return (value + unit - 1) / unit; };
+  const GroupConfiguration& c = cost.configuration;
+  const int64_t tiles = up(tokens, c.tile_tokens) * up(shape.n, int64_t{kTileOutputs} * c.share);
+  const int64_t rounds = up(tiles, multiprocessors / (c.share * c.split));
+  const int64_t blocks = up(up(shape.columns, kBlockColumns), c.split);
+  return cost.start + static_cast<double>(rounds) * (cost.tile + cost.block * static_cast<double>(blocks));
+}
+
+}  // namespace
+
+std::span<const GroupConfiguration> group_configurations(const FewTokensOperand& weights) {
+  if (weights.shape.group == 128 && weights.shape.scale_bytes == 2) return kAll;
+  return kFew;
+}
+
+GroupConfiguration choose_group_configuration(int tokens, const FewTokensOperand& weights,
+                                              int multiprocessors) {
+  const std::span<const GroupConfiguration> offered = group_configurations(weights);
+  const Cost* best = nullptr;
+  double least = 0;
+  for (const Cost& cost : kCosts) {
+    const auto is_it = [&](const GroupConfiguration& c) {
+      return c.tile_tokens == cost.configuration.tile_tokens && c.share == cost.configuration.share &&
+             c.split == cost.configuration.split;
+    };
+    if (std::none_of(offered.begin(), offered.end(), is_it)) continue;
+    const double time = microseconds(cost, tokens, weights.shape, multiprocessors);
+    if (best == nullptr || time < least) {
+      best = &cost;
+      least = time;
+    }
+  }
+  return best->configuration;
+}
+
+}  // namespace nibble::group_int_a8_cuda

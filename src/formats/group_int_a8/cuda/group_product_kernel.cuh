@@ -1,0 +1,467 @@
+// The product of a prompt with group scales; one .cu per kind of scale instantiates it. Weights are the
+// products' first operand: 128 outputs times up to 128 tokens per block. A block is a warpgroup of which one
+// thread keeps a ring of tiles filled through the copy engine, and two that multiply 64 outputs each: 4-bit
+// codes go from the ring to registers and become bytes 16 q there, then s8 x s8 in INT32 over the columns of
+// one group.
+//
+// A group's sums must be scaled and added up before the next group's can take their registers. So a warpgroup
+// halves its tokens: while the tensor cores multiply one half, it scales the other half's last group.
+//
+//      tensor cores   | group 0, A | group 0, B | group 1, A | group 1, B | ...
+//      other units                 | scale 0, A | scale 0, B | scale 1, A | ...
+//
+// Blocks work in clusters: two that share their tokens' codes, each fetching half for both (persistent: more
+// tiles than blocks), or two that share the columns of a tile, then exchange their sums and finish half of
+// the tokens each (few tiles).
+#pragma once
+
+#include <utility>
+
+#include "backend/cuda/product_parts.cuh"
+#include "backend/cuda/wgmma_int8.cuh"
+#include "formats/group_int_a8/cuda/group_product_kernels.h"
+
+namespace nibble::group_int_a8_cuda {
+
+using products::Lane;
+using products::RingPlace;
+using products::TileIndex;
+
+// Named barriers, one per warpgroup, behind those of product_parts.cuh.
+constexpr int kTurnBarrier = 4;
+
+template <GroupScale kScale, int kTokens, int kShare, int kSplit, int kGroupSteps>
+struct GroupProductKernel {
+  static constexpr bool kIntegers = kScale == GroupScale::kMultiplier;
+  static constexpr GroupProductSizes kSizes = {kTokens, kShare, kSplit, kGroupSteps,
+                                               kScale == GroupScale::kFloat ? 4 : 2};
+  static constexpr int kStages = kSizes.stages(), kOwn = kSizes.own_tokens(), kCluster = kShare * kSplit;
+  static constexpr int kHalf = kTokens / 2, kUnits = 4 / kGroupSteps;  // groups in a block of columns
+  static_assert(kShare == 1 || kSplit == 1);
+  static_assert(kStages >= 4 && kSizes.chunk() * 3 % 1024 == 0 && kOwn % kSizes.chunk_tokens() == 0);
+
+  struct Barriers {
+    uint64_t full[kStages], empty[kStages], scales_full[2], scales_empty[2], slices[kConsumers];
+  };
+  // Addresses in shared memory, and this block's place.
+  struct Block {
+    const GroupProductArguments& arguments;
+    uint32_t ring, group_scales, staging, slices, token_scales, full, empty, scales_full, scales_empty,
+        slices_full;
+    int rank, token_tiles, output_groups, first_block, blocks;
+
+    __device__ uint32_t weights(int stage) const {
+      return ring + stage * (kSizes.weights() + kSizes.codes());
+    }
+    __device__ uint32_t codes(int stage) const { return weights(stage) + kSizes.weights(); }
+    __device__ uint32_t scales(int stage) const { return group_scales + stage * kSizes.scales(); }
+    __device__ int tiles() const { return token_tiles * output_groups; }
+    __device__ TileIndex tile(int index) const {
+      TileIndex tile = products::tile_at(index, token_tiles, output_groups, arguments.raster, kTokens);
+      tile.output = (tile.output * kShare + (kShare > 1 ? rank : 0)) * kTileOutputs;
+      return tile;
+    }
+    __device__ int own_token(const TileIndex& tile) const {
+      return tile.token + (kSplit > 1 ? rank * kOwn : 0);
+    }
+  };
+
+  // --- the producing thread
+
+  __device__ static void expect_and_copy_weights(const Block& b, const TileIndex& tile, int block,
+                                                 int stage) {
+    const GroupProductArguments& a = b.arguments;
+    const uint32_t barrier = b.full + 8 * stage;
+    const int place = b.first_block + block, slot = place / 2 * a.slot_units, second = place % 2;
+    ptx::barrier_arrive_expecting(barrier, kSizes.stage());
+    ptx::tile_copy(b.weights(stage), &a.weights, slot + second * (kSizes.weight_box() / 8), tile.output / 16,
+                   barrier);
+    ptx::tile_copy(b.scales(stage), &a.scales, slot + kSlotCodeBytes / 8 + second * (kSizes.scale_box() / 8),
+                   tile.output / 16, barrier);
+  }
+  __device__ static void copy_codes(const Block& b, const TileIndex& tile, int block, int stage) {
+    const uint32_t barrier = b.full + 8 * stage;
+    const int column = (b.first_block + block) * kBlockColumns;
+    if constexpr (kShare > 1) {
+      constexpr int kPart = kTokens / kShare;
+      ptx::tile_copy_to_blocks(b.codes(stage) + b.rank * kPart * kBlockColumns, &b.arguments.codes, column,
+                               tile.token + b.rank * kPart, barrier, (1 << kShare) - 1);
+    } else {
+      ptx::tile_copy(b.codes(stage), &b.arguments.codes, column, tile.token, barrier);
+    }
+  }
+
+  __device__ static void produce(const Block& b) {
+    const GroupProductArguments& a = b.arguments;
+    const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
+    // Weights depend on no other kernel: the first ones are on their way before the previous kernel ends.
+    const int early = min(b.blocks, kStages);
+    if (first < b.tiles()) {
+      for (int block = 0; block < early; ++block) expect_and_copy_weights(b, b.tile(first), block, block);
+    }
+    ptx::wait_for_previous_kernel();
+    RingPlace<kStages> place = {0, 1};
+    int turn = 0;
+    uint32_t scales_parity = 1;
+    for (int index = first; index < b.tiles(); index += step) {
+      const TileIndex tile = b.tile(index);
+      {
+        const int token = b.own_token(tile), count = min(kOwn, a.tokens - token);
+        const uint32_t barrier = b.scales_full + 8 * turn, bytes = count > 0 ? (count + 3) / 4 * 16 : 0;
+        ptx::barrier_wait(b.scales_empty + 8 * turn, scales_parity);
+        ptx::barrier_arrive_expecting(barrier, bytes);
+        if (bytes > 0) {
+          ptx::bulk_copy(b.token_scales + turn * 4 * kOwn, a.token_scales + token, bytes, barrier);
+        }
+        turn ^= 1;
+        if (turn == 0) scales_parity ^= 1;
+      }
+      for (int block = 0; block < b.blocks; ++block) {
+        ptx::barrier_wait(b.empty + 8 * place.stage, place.parity);
+        if (index != first || block >= early) expect_and_copy_weights(b, tile, block, place.stage);
+        copy_codes(b, tile, block, place.stage);
+        place.advance();
+      }
+    }
+  }
+
+  // --- the multiplying warpgroups
+
+  // A block of weights in registers: four words per step of 32 columns.
+  struct Operand {
+    uint32_t a[16];
+  };
+  // A group's, of a lane's two outputs: bits of floats, or multipliers.
+  struct Scales {
+    int32_t of[2];
+  };
+  __device__ static Scales load_scales(uint32_t from) {
+    Scales scales;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (kScale == GroupScale::kFloat) {
+        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(scales.of[i]) : "r"(from + 32 * i) : "memory");
+      } else {
+        uint16_t bits;
+        asm volatile("ld.shared.u16 %0, [%1];" : "=h"(bits) : "r"(from + 16 * i) : "memory");
+        scales.of[i] = kIntegers ? bits : __float_as_int(__half2float(__ushort_as_half(bits)));
+      }
+    }
+    return scales;
+  }
+
+  // Adds a group's sums, of 16 q, times its scales to half of the totals.
+  template <int kFirst>
+  __device__ static void accumulate(int32_t (&total)[kTokens / 2], const int32_t (&sums)[kHalf / 2],
+                                    const Scales& scales) {
+#pragma unroll
+    for (int i = 0; i < kHalf / 2; ++i) {
+      int32_t& to = total[kFirst + i];
+      const int32_t scale = scales.of[i % 4 / 2];
+      if constexpr (kIntegers) {
+        to += scale * (sums[i] >> 4);
+      } else {
+        to = __float_as_int(fmaf(__int_as_float(scale), static_cast<float>(sums[i]), __int_as_float(to)));
+      }
+    }
+  }
+
+  // The products of group kUnit of a block with half of the tokens.
+  template <int kUnit>
+  __device__ static void issue(int32_t (&sums)[kHalf / 2], const Operand& weights, uint64_t codes) {
+    ptx::fence_registers(sums);
+    ptx::warpgroup_arrive();
+#pragma unroll
+    for (int i = 0; i < kGroupSteps; ++i) {
+      const int s = kUnit * kGroupSteps + i;
+      const uint32_t* const a = weights.a + 4 * s;
+      if (i == 0) {
+        ptx::WgmmaRegisters<kHalf>::template s8s8<true>(sums, a[0], a[1], a[2], a[3], codes + 2 * s);
+      } else {
+        ptx::WgmmaRegisters<kHalf>::template s8s8<false>(sums, a[0], a[1], a[2], a[3], codes + 2 * s);
+      }
+    }
+    ptx::warpgroup_commit();
+  }
+
+  // What a lane holds of a block of columns.
+  struct Loaded {
+    Operand weights;
+    Scales scales[kUnits];
+    uint64_t codes_low, codes_high;  // describe both halves of the tokens
+  };
+  __device__ static void load(const Block& b, const Lane& lane, int stage, Loaded& to) {
+    const int tile = 4 * lane.group + lane.warp;
+    products::load_nibbles(to.weights.a,
+                           b.weights(stage) + tile * kSizes.weight_box() + 16 * (lane.thread % 32));
+    const uint32_t scales = b.scales(stage) + tile * kSizes.scale_box() + kSizes.scale_bytes * lane.g;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) to.scales[u] = load_scales(scales + u * 16 * kSizes.scale_bytes);
+    to.codes_low = ptx::operand_128b(b.codes(stage));
+    to.codes_high = ptx::operand_128b(b.codes(stage) + kHalf * kBlockColumns);
+    ptx::fence_registers(to.weights.a);
+  }
+
+  // The warpgroups start their products in turns, so that one's are under way while the other has none. Left
+  // alone they keep in step, and the tensor cores wait for both at the same time.
+  __device__ static void await_turn(const Lane& lane) {
+    ptx::named_barrier(kTurnBarrier + lane.group, 128 * kConsumers);
+  }
+  __device__ static void give_turn(const Lane& lane) {
+    products::named_barrier_arrive(kTurnBarrier + 1 - lane.group, 128 * kConsumers);
+  }
+
+  // Adds the next one or two blocks to the totals. Nothing stays in flight behind it, and both blocks are
+  // waited for before: where a loop or a branch comes between a product and the use of its sums, ptxas
+  // serializes all products (C7514). The other warpgroup fills the gap.
+  template <int kBlocks>
+  __device__ static void add_blocks(const Block& b, const Lane& lane, RingPlace<kStages>& place,
+                                    int32_t (&total)[kTokens / 2]) {
+    int32_t low[kHalf / 2], high[kHalf / 2];  // a group's sums of either half of the tokens
+    Loaded blocks[kBlocks];
+    int stages[kBlocks];
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      stages[i] = place.stage;
+      ptx::barrier_wait(b.full + 8 * place.stage, place.parity);
+      place.advance();
+    }
+    load(b, lane, stages[0], blocks[0]);
+#pragma unroll
+    for (int i = 0; i < kHalf / 2; ++i) low[i] = high[i] = 0;
+    await_turn(lane);
+    issue<0>(low, blocks[0].weights, blocks[0].codes_low);
+    issue<0>(high, blocks[0].weights, blocks[0].codes_high);
+    if constexpr (kBlocks * kUnits == 1) give_turn(lane);
+    if constexpr (kBlocks > 1) load(b, lane, stages[1], blocks[1]);
+    // Scales group kUnit of the blocks, and starts the one behind it.
+    const auto unit = [&]<int kUnit>() {
+      constexpr int kNext = kUnit + 1, kBlock = kUnit / kUnits;
+      constexpr bool kEndsBlock = kNext % kUnits == 0, kLast = kNext == kBlocks * kUnits;
+      const Scales scales = blocks[kBlock].scales[kUnit % kUnits];
+      const Loaded& next = blocks[kLast ? 0 : kNext / kUnits];
+      ptx::warpgroup_wait<1>();
+      ptx::fence_registers(low);
+      accumulate<0>(total, low, scales);
+      if constexpr (!kLast) issue<kNext % kUnits>(low, next.weights, next.codes_low);
+      ptx::warpgroup_wait<kLast ? 0 : 1>();
+      ptx::fence_registers(high);
+      if constexpr (kEndsBlock) {
+        ptx::fence_registers(blocks[kBlock].weights.a);
+        products::release_stage<kShare>(b.empty + 8 * stages[kBlock], lane);
+      }
+      accumulate<kHalf / 2>(total, high, scales);
+      if constexpr (!kLast) issue<kNext % kUnits>(high, next.weights, next.codes_high);
+      if constexpr (kNext + 1 == kBlocks * kUnits) give_turn(lane);
+    };
+    const auto all = [&]<int... kUnit>(std::integer_sequence<int, kUnit...>) {
+      (unit.template operator()<kUnit>(), ...);
+    };
+    all(std::make_integer_sequence<int, kBlocks * kUnits>());
+  }
+
+  // The totals of a tile's part of the columns, into zeros.
+  __device__ static void multiply(const Block& b, const Lane& lane, RingPlace<kStages>& place,
+                                  int32_t (&total)[kTokens / 2]) {
+    int block = 0;
+    for (; block + 1 < b.blocks; block += 2) add_blocks<2>(b, lane, place, total);
+    if (block < b.blocks) add_blocks<1>(b, lane, place, total);
+  }
+
+  __device__ static int32_t add(int32_t a, int32_t b) {
+    return kIntegers ? a + b : __float_as_int(__int_as_float(a) + __int_as_float(b));
+  }
+  // Adds up both blocks' totals of this block's part of the tokens.
+  __device__ static void exchange(const Block& b, const Lane& lane, const int32_t (&total)[kTokens / 2],
+                                  int32_t (&own)[kOwn / 2]) {
+    static_assert(kSplit == 2);
+    const uint32_t mine = b.slices + lane.group * kSizes.slice() + 16 * lane.thread;
+    products::exchange_sums<kSplit, kOwn>(total, own, b.rank, mine, kSizes.slice(),
+                                          b.slices_full + 8 * lane.group, lane);
+#pragma unroll
+    for (int j = 0; j < kOwn / 8; ++j) {
+      const uint4 words = ptx::load_shared(mine + 2048 * j);
+      const uint32_t others[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) own[4 * j + i] = add(own[4 * j + i], static_cast<int32_t>(others[i]));
+    }
+  }
+
+  // What belongs to the two outputs of a lane.
+  struct Rows {
+    float scale[2], bias[2];
+  };
+  __device__ static Rows load_rows(const GroupProductArguments& a, int output) {
+    Rows rows;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool inside = output + 8 * i < a.n;
+      // Volatile: ptxas would else load them where they are used, after the products, and wait there.
+      rows.scale[i] = 0.0625f;  // the sums are of 16 q
+      if (kIntegers) {
+        rows.scale[i] = inside ? *static_cast<const volatile float*>(a.row_scales + output + 8 * i) : 0.0f;
+      }
+      rows.bias[i] =
+          inside && a.bias != nullptr ? *static_cast<const volatile float*>(a.bias + output + 8 * i) : 0.0f;
+    }
+    return rows;
+  }
+
+  __device__ static void write_accumulators(const GroupProductArguments& a, const int32_t (&d)[kOwn / 2],
+                                            int token, int output) {
+#pragma unroll
+    for (int i = 0; i < kOwn / 2; ++i) {
+      const int t = token + i / 4 * 8 + i % 2, r = output + (i % 4 >= 2 ? 8 : 0);
+      if (t < a.tokens && r < a.n) a.accumulators[int64_t{t} * a.n + r] = d[i];
+    }
+  }
+
+  // Totals become the bits of outputs: scale_t scale_r total + bias_r.
+  __device__ static void convert(int32_t (&d)[kOwn / 2], const Rows& rows, uint32_t token_scales) {
+#pragma unroll
+    for (int j = 0; j < kOwn / 8; ++j) {
+      const uint2 two = ptx::load_shared_pair(token_scales + 32 * j);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float scale = __uint_as_float(i % 2 == 0 ? two.x : two.y) * rows.scale[i / 2];
+        const int32_t total = d[4 * j + i];
+        const float value = kIntegers ? static_cast<float>(total) : __int_as_float(total);
+        d[4 * j + i] = __float_as_int(fmaf(scale, value, rows.bias[i / 2]));
+      }
+    }
+  }
+
+  __device__ static void consume(const Block& b) {
+    const GroupProductArguments& a = b.arguments;
+    const Lane lane = Lane::mine();
+    RingPlace<kStages> place;
+    int count = 0;  // of tiles before
+    const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
+    if (lane.group == 1) give_turn(lane);
+    for (int index = first; index < b.tiles(); index += step, ++count) {
+      const TileIndex tile = b.tile(index);
+      const int token = b.own_token(tile), output = tile.output + 64 * lane.group;
+      const Rows rows = load_rows(a, output + 16 * lane.warp + lane.g);
+      int32_t total[kTokens / 2];
+#pragma unroll
+      for (int i = 0; i < kTokens / 2; ++i) total[i] = 0;
+      multiply(b, lane, place, total);
+      const auto finish = [&](int32_t(&own)[kOwn / 2]) {
+        if (a.accumulators != nullptr) {
+          write_accumulators(a, own, token + 2 * lane.q, output + 16 * lane.warp + lane.g);
+        }
+        const int turn = count % 2;
+        ptx::barrier_wait(b.scales_full + 8 * turn, count / 2 % 2);
+        convert(own, rows, b.token_scales + turn * 4 * kOwn + 8 * lane.q);
+        products::store_tile<kOwn, kSizes.chunk_tokens()>(&a.y, b.staging + 3 * lane.group * kSizes.chunk(),
+                                                          lane, own, token, output, count);
+        // Behind the store's barriers: the other warps have read the scales too.
+        if (lane.thread == 0) ptx::barrier_arrive(b.scales_empty + 8 * turn);
+      };
+      if constexpr (kSplit > 1) {
+        int32_t own[kOwn / 2];
+        exchange(b, lane, total, own);
+        finish(own);
+      } else {
+        finish(total);
+      }
+    }
+    if (lane.group == 0) await_turn(lane);  // the last one that was given
+    if (lane.thread == 0) ptx::wait_stores_read<0>();
+  }
+
+  __device__ static void run(const GroupProductArguments& a, uint8_t* dynamic, Barriers& barriers) {
+    const uint32_t base = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
+    const uint32_t staging = base + kStages * (kSizes.weights() + kSizes.codes());
+    const uint32_t slices = staging + kConsumers * 3 * kSizes.chunk();
+    const uint32_t group_scales = slices + kConsumers * (kSplit - 1) * kSizes.slice();
+    const uint32_t token_scales = group_scales + kStages * kSizes.scales();
+    const int rank = kCluster > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
+    const int first_block = kSplit > 1 ? rank * a.blocks / kSplit : 0;
+    const int last_block = kSplit > 1 ? (rank + 1) * a.blocks / kSplit : a.blocks;
+    const Block b = {a,
+                     base,
+                     group_scales,
+                     staging,
+                     slices,
+                     token_scales,
+                     ptx::shared_address(barriers.full),
+                     ptx::shared_address(barriers.empty),
+                     ptx::shared_address(barriers.scales_full),
+                     ptx::shared_address(barriers.scales_empty),
+                     ptx::shared_address(barriers.slices),
+                     rank,
+                     (a.tokens + kTokens - 1) / kTokens,
+                     (a.n + kShare * kTileOutputs - 1) / (kShare * kTileOutputs),
+                     first_block,
+                     last_block - first_block};
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < kStages; ++i) {
+        ptx::barrier_init(&barriers.full[i], 1);
+        ptx::barrier_init(&barriers.empty[i], kConsumers * kShare);
+      }
+      for (int i = 0; i < 2; ++i) {
+        ptx::barrier_init(&barriers.scales_full[i], 1);
+        ptx::barrier_init(&barriers.scales_empty[i], kConsumers);
+        ptx::barrier_init(&barriers.slices[i], 1);
+      }
+      ptx::fence_barrier_init();
+    }
+    if constexpr (kCluster > 1) {
+      ptx::cluster_arrive();
+      ptx::cluster_wait();
+    } else {
+      __syncthreads();
+    }
+    ptx::launch_dependents();
+    if (threadIdx.x / 128 == kConsumers) {
+      ptx::give_registers<40>();
+      if (threadIdx.x % 128 == 0) produce(b);
+    } else {
+      ptx::take_registers<232>();
+      consume(b);
+    }
+    // A block's shared memory must outlive what others of its cluster send there.
+    if constexpr (kCluster > 1) {
+      ptx::cluster_arrive();
+      ptx::cluster_wait();
+    }
+  }
+};
+
+template <GroupScale kScale, int kTokens, int kShare, int kSplit, int kGroupSteps>
+__global__ void __launch_bounds__(kGroupProductThreads, 1)
+    group_product_kernel(const __grid_constant__ GroupProductArguments arguments) {
+  using Kernel = GroupProductKernel<kScale, kTokens, kShare, kSplit, kGroupSteps>;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ typename Kernel::Barriers barriers;
+  Kernel::run(arguments, dynamic, barriers);
+}
+
+// The common groups of 128 columns with F16 scales or multipliers have every configuration, the others one
+// for few tiles and one for many.
+template <GroupScale kScale>
+const void* find_group_kernel(const GroupConfiguration& c, int group_steps) {
+  const void* found = nullptr;
+  const auto offer = [&]<int kTokens, int kShare, int kSplit, int kGroupSteps>() {
+    if (c.tile_tokens == kTokens && c.share == kShare && c.split == kSplit && group_steps == kGroupSteps) {
+      found =
+          reinterpret_cast<const void*>(group_product_kernel<kScale, kTokens, kShare, kSplit, kGroupSteps>);
+    }
+  };
+  offer.template operator()<128, 1, 1, 4>();
+  offer.template operator()<128, 1, 1, 2>();
+  offer.template operator()<128, 1, 1, 1>();
+  offer.template operator()<64, 1, 2, 4>();
+  offer.template operator()<64, 1, 2, 2>();
+  offer.template operator()<64, 1, 2, 1>();
+  if constexpr (kScale != GroupScale::kFloat) {
+    offer.template operator()<128, 2, 1, 4>();
+    offer.template operator()<128, 1, 2, 4>();
+    offer.template operator()<64, 1, 1, 4>();
+    offer.template operator()<32, 1, 2, 4>();
+  }
+  return found;
+}
+
+}  // namespace nibble::group_int_a8_cuda
