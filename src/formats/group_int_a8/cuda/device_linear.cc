@@ -31,11 +31,11 @@ constexpr int kPlannedTokens[] = {8, 16, 32};
 
 class A8Linear final : public cuda::DeviceLinear {
  public:
-  A8Linear(std::span<const PackedLinear* const> linears, const cuda::Device& device)
+  A8Linear(std::span<const PackedLinear* const> linears, const cuda::Device& device, ThreadPool& pool)
       : k_(linears.front()->in_features),
         activation_scale_(group_int_a8::read_layout(*linears.front()).activation_scale),
         multiprocessors_(device.multiprocessors) {
-    const FewTokensWeights packed = pack_for_few_tokens(linears);
+    const FewTokensWeights packed = pack_for_few_tokens(linears, &pool);
     weights_.form = packed.form;
     weights_.shape = packed.shape;
     slots_ = uploaded(packed.slots);
@@ -191,8 +191,8 @@ std::string refusal(const Problem& problem, const cuda::Device&) {
 }
 
 std::unique_ptr<cuda::DeviceLinear> load(std::span<const PackedLinear* const> linears,
-                                         const cuda::Device& device, ThreadPool&) {
-  return std::make_unique<A8Linear>(linears, device);
+                                         const cuda::Device& device, ThreadPool& pool) {
+  return std::make_unique<A8Linear>(linears, device, pool);
 }
 
 size_t device_bytes(const PackedLinear& linear) {

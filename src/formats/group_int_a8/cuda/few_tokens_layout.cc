@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/half.h"
+#include "base/thread_pool.h"
 #include "formats/group_int_a8/layout.h"
 
 namespace nibble::group_int_a8_cuda {
@@ -114,46 +115,59 @@ std::string few_tokens_refusal(const PackedLinear& linear) {
   return "";
 }
 
-FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linears) {
+FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linears, ThreadPool* pool) {
   std::vector<Layout> layouts;
   FewTokensWeights packed;
   FewTokensShape& shape = packed.shape;
   shape = few_tokens_shape(*linears.front());
   shape.n = 0;
+  std::vector<int64_t> first_rows;  // of each linear
   for (const PackedLinear* linear : linears) {
     NIBBLE_CHECK(few_tokens_refusal(*linear).empty());
     layouts.push_back(group_int_a8::read_layout(*linear));
     const Layout& layout = layouts.back();
     NIBBLE_CHECK(layout.k == layouts[0].k && layout.group_size == layouts[0].group_size &&
                  form_of(layout) == form_of(layouts[0]) && layout.weight_bits == layouts[0].weight_bits);
+    first_rows.push_back(shape.n);
     shape.n += layout.n;
     shape.scale_bytes = std::max(shape.scale_bytes, few_tokens_shape(*linear).scale_bytes);
+    packed.bias.insert(packed.bias.end(), layout.bias.begin(), layout.bias.end());
   }
   packed.form = form_of(layouts.front());
   packed.slots.resize(static_cast<size_t>(shape.bytes()));
-  std::vector<int8_t> codes(static_cast<size_t>(shape.columns));
-  int64_t to_row = 0;
-  for (const Layout& layout : layouts) {
-    packed.bias.insert(packed.bias.end(), layout.bias.begin(), layout.bias.end());
-    for (int64_t row = 0; row < layout.n; ++row, ++to_row) {
-      layout.unpack_row(row, codes.data());
-      place_row(shape, to_row, codes.data(), nullptr, packed.slots.data());
+  if (packed.form != FewTokensForm::kFloatGroups) packed.row_scales.resize(static_cast<size_t>(shape.n));
+  if (packed.form == FewTokensForm::kRows) packed.code_sums.resize(static_cast<size_t>(shape.n));
+
+  // Rows of one tile share bytes; tiles do not.
+  const auto pack_tile = [&](int64_t tile, int) {
+    std::vector<int8_t> codes(static_cast<size_t>(shape.columns));
+    for (int64_t row = tile * kTileRows; row < std::min(shape.n, (tile + 1) * kTileRows); ++row) {
+      const auto which = std::upper_bound(first_rows.begin(), first_rows.end(), row) - first_rows.begin() - 1;
+      const Layout& layout = layouts[which];
+      const int64_t own = row - first_rows[which];
+      layout.unpack_row(own, codes.data());
+      place_row(shape, row, codes.data(), nullptr, packed.slots.data());
       switch (packed.form) {
         case FewTokensForm::kRows: {
           int32_t sum = 0;
           for (const int8_t code : codes) sum += code;
-          packed.code_sums.push_back(sum);
-          packed.row_scales.push_back(layout.scales[row]);
+          packed.code_sums[row] = sum;
+          packed.row_scales[row] = layout.scales[own];
           break;
         }
         case FewTokensForm::kIntegerGroups:
-          packed.row_scales.push_back(layout.row_scales[row]);
+          packed.row_scales[row] = layout.row_scales[own];
           [[fallthrough]];
         case FewTokensForm::kFloatGroups:
-          place_scales(layout, row, to_row, &packed);
+          place_scales(layout, own, row, &packed);
           break;
       }
     }
+  };
+  if (pool != nullptr) {
+    pool->parallel_for(shape.tiles(), pack_tile);
+  } else {
+    for (int64_t tile = 0; tile < shape.tiles(); ++tile) pack_tile(tile, 0);
   }
   return packed;
 }

@@ -65,6 +65,7 @@ FewTokensShape few_tokens_shape(const PackedLinear& linear);
 std::string few_tokens_refusal(const PackedLinear& linear);
 // Linears that can_fuse() joins (one input, one kind of scales). kRows (whole rows as one group) takes
 // activations as unsigned codes a + 128 with a zero point of 128.
-FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linears);
+FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linears,
+                                     ThreadPool* pool = nullptr);
 
 }  // namespace nibble::group_int_a8_cuda
