@@ -231,16 +231,12 @@ void time_configurations(const Block& block, const Kind& kind, const std::vector
     };
     std::printf("%-12s %-10s %6d %6dx%-6d quantize %.1f;", block.name, kind.name, tokens, linear.linear.n,
                 linear.linear.k, 1e6 * seconds([&] { running.quantize(); }));
-    for (GroupConfiguration c : group_configurations(linear.weights)) {
-      const bool mark = c.tile_tokens == chosen.tile_tokens && c.share == chosen.share &&
-                        c.split == chosen.split && c.parts == chosen.parts;
-      std::printf(" %s%d/%d/%d/%d", mark ? "*" : "", c.tile_tokens, c.share, c.split, c.parts);
-      for (const int lag : {0, 1, 2}) {
-        if (lag > 0 && (c.split > 1 || c.tile_tokens < 128)) continue;
-        c.lag = lag;
-        running.use(c);
-        std::printf(" %.1f", 1e6 * seconds([&] { running.multiply(); }));
-      }
+    for (const GroupConfiguration& c : group_configurations(linear.weights)) {
+      const bool mark =
+          c.tile_tokens == chosen.tile_tokens && c.share == chosen.share && c.split == chosen.split;
+      running.use(c);
+      std::printf(" %s%d/%d/%d %.1f", mark ? "*" : "", c.tile_tokens, c.share, c.split,
+                  1e6 * seconds([&] { running.multiply(); }));
       std::printf(";");
     }
     std::printf("\n");
@@ -257,7 +253,7 @@ void run_prompts(const std::vector<int>& token_counts, const std::string& format
   std::printf("%s, %d multiprocessors; driver %d, CUDA %d, cuBLASLt %zu\n", device.name.c_str(),
               device.multiprocessors, device.driver_version, device.runtime_version, cuda::blas_lt_version());
   if (configurations) {
-    std::printf("us of each configuration tile/share/split (* chosen), of lag 0, 1, 2\n\n");
+    std::printf("us of each configuration tile/share/split (* chosen)\n\n");
   } else {
     std::printf(
         "four linears in one graph, random data, FP16 and ours in turns, medians of %d x %d samples; "

@@ -16,7 +16,7 @@ inline constexpr int kPromptTokens[] = {128, 256, 512, 1024, 2048, 4096, 8192};
 
 // `formats` of fptq (F16 scales of 128 columns), two-level (multipliers of 128 columns), rows-4 and rows-8
 // (whole rows), fptq-64, fptq-32, separated by commas; `model` empty for all. With `configurations` the time
-// of every configuration of every linear, and of lags from 0 to 2, instead.
+// of every configuration of every linear instead.
 void run_prompts(const std::vector<int>& token_counts, const std::string& formats, const std::string& model,
                  bool configurations);
 

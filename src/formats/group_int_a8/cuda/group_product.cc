@@ -53,7 +53,6 @@ GroupProduct::GroupProduct(const FewTokensOperand& weights, const PromptActivati
   a.blocks = divided(shape.columns, kBlockColumns);
   a.slot_units = static_cast<int>(shape.slot_bytes() / 8);
   a.raster = std::max(1, 2048 / sizes.tokens);
-  a.lag = configuration.lag;
   std::memcpy(arguments_, &a, sizeof a);
 
   const int cluster = sizes.share * sizes.split;

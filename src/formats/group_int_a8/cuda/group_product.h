@@ -32,9 +32,7 @@ cudaError_t launch_quantize_prompt(const __half* x, int tokens, int k, float act
 struct GroupConfiguration {
   int tile_tokens;  // times 128 outputs, per block
   int share;        // blocks of a cluster that share the tokens' codes (1 or 2)
-  int split;        // blocks of a cluster that share the columns (1, 2 or 4)
-  int lag;          // pairs of blocks of 128 columns by which a block's second half starts later
-  int parts = 2;    // that a warpgroup cuts its tokens into
+  int split;        // blocks of a cluster that share the columns (1 or 2)
 };
 // What there is for these weights.
 std::span<const GroupConfiguration> group_configurations(const FewTokensOperand& weights);
@@ -44,7 +42,7 @@ GroupConfiguration choose_group_configuration(int tokens, const FewTokensOperand
 
 // y [tokens, y_stride] FP16, by the formulas of the README. Where n is no multiple of 8, zeros are written up
 // to the next one. kIntegerGroups gives the same bits in every configuration; kFloatGroups adds up groups in
-// order, with a split those of the 1st and 3rd part, those of the 2nd and 4th, and both.
+// order, with a split each half by itself.
 class GroupProduct {
  public:
   // Keeps the addresses of all operands; y is 16-byte aligned and y_stride a multiple of 8. Throws Error when

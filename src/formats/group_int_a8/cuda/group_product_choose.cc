@@ -16,11 +16,8 @@ struct Cost {
   double start;  // the whole product
 };
 constexpr std::array kCosts = {
-    Cost{{128, 2, 1, 0}, 0.36, 2.5, 4}, Cost{{128, 1, 1, 0}, 0.36, 2.5, 3},
-    Cost{{128, 1, 2, 0}, 0.38, 5, 2},   Cost{{64, 1, 1, 0}, 0.22, 2, 3},
-    Cost{{64, 1, 2, 0}, 0.23, 3, 2},    Cost{{64, 1, 4, 0}, 0.24, 4, 2},
-    Cost{{32, 1, 2, 0}, 0.20, 3, 2},    Cost{{128, 2, 1, 0, 1}, 0.5, 2, 4},
-    Cost{{128, 1, 1, 0, 1}, 0.5, 2, 4}, Cost{{64, 1, 2, 0, 1}, 0.5, 2, 4},
+    Cost{{128, 2, 1}, 0.30, 2, 4},    Cost{{128, 1, 1}, 0.31, 4, 1},  Cost{{128, 1, 2}, 0.31, 4, 2},
+    Cost{{64, 1, 1}, 0.21, 4.5, 0.5}, Cost{{64, 1, 2}, 0.21, 3.3, 2}, Cost{{32, 1, 2}, 0.18, 3, 2},
 };
 constexpr std::array<GroupConfiguration, kCosts.size()> kAll = [] {
   std::array<GroupConfiguration, kCosts.size()> all = {};
@@ -28,7 +25,7 @@ constexpr std::array<GroupConfiguration, kCosts.size()> kAll = [] {
   return all;
 }();
 // What group_product_kernel.cuh instantiates for other groups than 128 columns with scales of 2 bytes.
-constexpr std::array kFew = {GroupConfiguration{128, 1, 1, 0}, GroupConfiguration{64, 1, 4, 0}};
+constexpr std::array kFew = {GroupConfiguration{128, 1, 1}, GroupConfiguration{64, 1, 2}};
 
 double microseconds(const Cost& cost, int tokens, const FewTokensShape& shape, int multiprocessors) {
   const auto up = [](int64_t value, int64_t unit) { return (value + unit - 1) / unit; };
@@ -54,7 +51,7 @@ GroupConfiguration choose_group_configuration(int tokens, const FewTokensOperand
   for (const Cost& cost : kCosts) {
     const auto is_it = [&](const GroupConfiguration& c) {
       return c.tile_tokens == cost.configuration.tile_tokens && c.share == cost.configuration.share &&
-             c.split == cost.configuration.split && c.parts == cost.configuration.parts;
+             c.split == cost.configuration.split;
     };
     if (std::none_of(offered.begin(), offered.end(), is_it)) continue;
     const double time = microseconds(cost, tokens, weights.shape, multiprocessors);

@@ -11,8 +11,8 @@
 //      other units                 | scale 0, A | scale 0, B | scale 1, A | ...
 //
 // Blocks work in clusters: two that share their tokens' codes, each fetching half for both (persistent: more
-// tiles than blocks), or 2 or 4 that share the columns of a tile, then exchange their sums and finish a part
-// of the tokens each (few tiles).
+// tiles than blocks), or two that share the columns of a tile, then exchange their sums and finish half of
+// the tokens each (few tiles).
 #pragma once
 
 #include <utility>
@@ -23,18 +23,17 @@
 
 namespace nibble::group_int_a8_cuda {
 
-using products::kLagBarrier;
 using products::Lane;
 using products::RingPlace;
 using products::TileIndex;
 
-template <GroupScale kScale, int kTokens, int kShare, int kSplit, int kGroupSteps, int kParts>
+template <GroupScale kScale, int kTokens, int kShare, int kSplit, int kGroupSteps>
 struct GroupProductKernel {
   static constexpr bool kIntegers = kScale == GroupScale::kMultiplier;
   static constexpr GroupProductSizes kSizes = {kTokens, kShare, kSplit, kGroupSteps,
                                                kScale == GroupScale::kFloat ? 4 : 2};
   static constexpr int kStages = kSizes.stages(), kOwn = kSizes.own_tokens(), kCluster = kShare * kSplit;
-  static constexpr int kHalf = kTokens / kParts, kUnits = 4 / kGroupSteps;  // groups in a block of columns
+  static constexpr int kHalf = kTokens / 2, kUnits = 4 / kGroupSteps;  // groups in a block of columns
   static_assert(kShare == 1 || kSplit == 1);
   static_assert(kStages >= 4 && kSizes.chunk() * 3 % 1024 == 0 && kOwn % kSizes.chunk_tokens() == 0);
 
@@ -200,14 +199,25 @@ struct GroupProductKernel {
     ptx::fence_registers(to.weights.a);
   }
 
-  // Adds the next one or two blocks to the totals. Nothing stays in flight behind it, and both blocks are
-  // waited for before: where a loop or a branch comes between a product and the use of its sums, ptxas
-  // serializes all products (C7514). The other warpgroup fills the gap.
+  // What is under way between two pairs of blocks: the second half's sums of the last group.
+  struct Carried {
+    int32_t high[kHalf / 2];
+    Scales scales;
+    int stage = -1;  // of its block; negative: nothing is under way
+  };
+  __device__ static void release(const Block& b, const Lane& lane, int stage) {
+    products::release_stage<kShare>(b.empty + 8 * stage, lane);
+  }
+
+  // Adds the next one or two blocks to the totals. Both are waited for before, and the loop of which this is
+  // the body carries products over its end only together with a wait for all of them: where a branch comes
+  // between products and a wait for some, ptxas serializes all products (C7514). `blocks` keeps the registers
+  // of what is under way.
   template <int kBlocks>
   __device__ static void add_blocks(const Block& b, const Lane& lane, RingPlace<kStages>& place,
-                                    int32_t (&total)[kTokens / 2], bool lead) {
-    int32_t low[kHalf / 2], high[kHalf / 2];  // a group's sums of either half of the tokens
-    Loaded blocks[kBlocks];
+                                    int32_t (&total)[kTokens / 2], Loaded (&blocks)[2], Carried& carried) {
+    int32_t low[kHalf / 2];  // a group's sums of the first half of the tokens
+    auto& high = carried.high;
     int stages[kBlocks];
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) {
@@ -217,81 +227,78 @@ struct GroupProductKernel {
     }
     load(b, lane, stages[0], blocks[0]);
 #pragma unroll
-    for (int i = 0; i < kHalf / 2; ++i) low[i] = high[i] = 0;
+    for (int i = 0; i < kHalf / 2; ++i) low[i] = 0;
+    ptx::warpgroup_wait<0>();
+    ptx::fence_registers(high);
+    ptx::fence_registers(blocks[1].weights.a);
     issue<0>(low, blocks[0].weights, blocks[0].codes_low);
-    if constexpr (kParts == 2) issue<0>(high, blocks[0].weights, blocks[0].codes_high);
+    if (carried.stage >= 0) release(b, lane, carried.stage);
+    accumulate<kHalf / 2>(total, high, carried.scales);
+    issue<0>(high, blocks[0].weights, blocks[0].codes_high);
     if constexpr (kBlocks > 1) load(b, lane, stages[1], blocks[1]);
     // Scales group kUnit of the blocks, and starts the one behind it.
     const auto unit = [&]<int kUnit>() {
       constexpr int kNext = kUnit + 1, kBlock = kUnit / kUnits;
-      constexpr bool kEndsBlock = kNext % kUnits == 0, kLast = kNext == kBlocks * kUnits;
       const Scales scales = blocks[kBlock].scales[kUnit % kUnits];
-      const Loaded& next = blocks[kLast ? 0 : kNext / kUnits];
-      const auto leave = [&] {
-        if constexpr (kEndsBlock) {
-          ptx::fence_registers(blocks[kBlock].weights.a);
-          products::release_stage<kShare>(b.empty + 8 * stages[kBlock], lane);
-          if (kBlock == 0 && lead)
-            asm volatile("bar.arrive %0, %1;" ::"n"(kLagBarrier), "n"(128 * kConsumers) : "memory");
-        }
-      };
-      ptx::warpgroup_wait<kParts - 1>();
+      const Loaded& next = blocks[kNext / kUnits];
+      ptx::warpgroup_wait<1>();
       ptx::fence_registers(low);
-      if constexpr (kParts == 1) leave();
       accumulate<0>(total, low, scales);
-      if constexpr (!kLast) issue<kNext % kUnits>(low, next.weights, next.codes_low);
-      if constexpr (kParts == 2) {
-        ptx::warpgroup_wait<kLast ? 0 : 1>();
-        ptx::fence_registers(high);
-        leave();
-        accumulate<kHalf / 2>(total, high, scales);
-        if constexpr (!kLast) issue<kNext % kUnits>(high, next.weights, next.codes_high);
+      issue<kNext % kUnits>(low, next.weights, next.codes_low);
+      ptx::warpgroup_wait<1>();
+      ptx::fence_registers(high);
+      if constexpr (kNext % kUnits == 0) {
+        ptx::fence_registers(blocks[kBlock].weights.a);
+        release(b, lane, stages[kBlock]);
       }
+      accumulate<kHalf / 2>(total, high, scales);
+      issue<kNext % kUnits>(high, next.weights, next.codes_high);
     };
     const auto all = [&]<int... kUnit>(std::integer_sequence<int, kUnit...>) {
       (unit.template operator()<kUnit>(), ...);
     };
-    all(std::make_integer_sequence<int, kBlocks * kUnits>());
+    all(std::make_integer_sequence<int, kBlocks * kUnits - 1>());
+    ptx::warpgroup_wait<1>();
+    ptx::fence_registers(low);
+    carried.scales = blocks[kBlocks - 1].scales[kUnits - 1];
+    carried.stage = stages[kBlocks - 1];
+    accumulate<0>(total, low, carried.scales);
   }
 
   // The totals of a tile's part of the columns, into zeros.
   __device__ static void multiply(const Block& b, const Lane& lane, RingPlace<kStages>& place,
-                                  int32_t (&total)[kTokens / 2], int lead) {
+                                  int32_t (&total)[kTokens / 2]) {
+    Loaded blocks[2];
+    Carried carried = {};
+#pragma unroll
+    for (int i = 0; i < 16; ++i) blocks[1].weights.a[i] = 0;
     int block = 0;
-    for (; block + 1 < b.blocks; block += 2) add_blocks<2>(b, lane, place, total, block == lead);
-    if (block < b.blocks) add_blocks<1>(b, lane, place, total, block == lead);
+    for (; block + 1 < b.blocks; block += 2) add_blocks<2>(b, lane, place, total, blocks, carried);
+    if (block < b.blocks) add_blocks<1>(b, lane, place, total, blocks, carried);
+    ptx::warpgroup_wait<0>();
+    ptx::fence_registers(carried.high);
+    ptx::fence_registers(blocks[0].weights.a);
+    ptx::fence_registers(blocks[1].weights.a);
+    if (carried.stage >= 0) release(b, lane, carried.stage);
+    accumulate<kHalf / 2>(total, carried.high, carried.scales);
   }
 
   __device__ static int32_t add(int32_t a, int32_t b) {
     return kIntegers ? a + b : __float_as_int(__int_as_float(a) + __int_as_float(b));
   }
-  // Adds up the cluster's totals of this block's part of the tokens: of blocks r and r + 2 first, which gives
-  // the same bits in all of them.
+  // Adds up both blocks' totals of this block's part of the tokens.
   __device__ static void exchange(const Block& b, const Lane& lane, const int32_t (&total)[kTokens / 2],
                                   int32_t (&own)[kOwn / 2]) {
-    const uint32_t mine = b.slices + lane.group * (kSplit - 1) * kSizes.slice() + 16 * lane.thread;
+    static_assert(kSplit == 2);
+    const uint32_t mine = b.slices + lane.group * kSizes.slice() + 16 * lane.thread;
     products::exchange_sums<kSplit, kOwn>(total, own, b.rank, mine, kSizes.slice(),
                                           b.slices_full + 8 * lane.group, lane);
 #pragma unroll
     for (int j = 0; j < kOwn / 8; ++j) {
-      uint4 others[kSplit - 1];
+      const uint4 words = ptx::load_shared(mine + 2048 * j);
+      const uint32_t others[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-      for (int slot = 0; slot < kSplit - 1; ++slot) {
-        others[slot] = ptx::load_shared(mine + slot * kSizes.slice() + 2048 * j);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const auto word = [&](int slot) {
-          const uint32_t words[4] = {others[slot].x, others[slot].y, others[slot].z, others[slot].w};
-          return static_cast<int32_t>(words[i]);
-        };
-        int32_t& to = own[4 * j + i];
-        if constexpr (kSplit == 4) {
-          to = add(add(to, word(1)), add(word(0), word(2)));
-        } else {
-          to = add(to, word(0));
-        }
-      }
+      for (int i = 0; i < 4; ++i) own[4 * j + i] = add(own[4 * j + i], static_cast<int32_t>(others[i]));
     }
   }
 
@@ -345,8 +352,6 @@ struct GroupProductKernel {
     RingPlace<kStages> place;
     int count = 0;  // of tiles before
     const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
-    const int lag = min(a.lag, (b.blocks + 1) / 2);
-    if (lane.group == 1 && lag > 0) ptx::named_barrier(kLagBarrier, 128 * kConsumers);
     for (int index = first; index < b.tiles(); index += step, ++count) {
       const TileIndex tile = b.tile(index);
       const int token = b.own_token(tile), output = tile.output + 64 * lane.group;
@@ -354,7 +359,7 @@ struct GroupProductKernel {
       int32_t total[kTokens / 2];
 #pragma unroll
       for (int i = 0; i < kTokens / 2; ++i) total[i] = 0;
-      multiply(b, lane, place, total, lane.group == 0 && index == first ? 2 * (lag - 1) : -1);
+      multiply(b, lane, place, total);
       const auto finish = [&](int32_t(&own)[kOwn / 2]) {
         if (a.accumulators != nullptr) {
           write_accumulators(a, own, token + 2 * lane.q, output + 16 * lane.warp + lane.g);
@@ -362,9 +367,10 @@ struct GroupProductKernel {
         const int turn = count % 2;
         ptx::barrier_wait(b.scales_full + 8 * turn, count / 2 % 2);
         convert(own, rows, b.token_scales + turn * 4 * kOwn + 8 * lane.q);
-        if (lane.thread == 0) ptx::barrier_arrive(b.scales_empty + 8 * turn);
         products::store_tile<kOwn, kSizes.chunk_tokens()>(&a.y, b.staging + 3 * lane.group * kSizes.chunk(),
                                                           lane, own, token, output, count);
+        // Behind the store's barriers: the other warps have read the scales too.
+        if (lane.thread == 0) ptx::barrier_arrive(b.scales_empty + 8 * turn);
       };
       if constexpr (kSplit > 1) {
         int32_t own[kOwn / 2];
@@ -436,10 +442,10 @@ struct GroupProductKernel {
   }
 };
 
-template <GroupScale kScale, int kTokens, int kShare, int kSplit, int kGroupSteps, int kParts>
+template <GroupScale kScale, int kTokens, int kShare, int kSplit, int kGroupSteps>
 __global__ void __launch_bounds__(kGroupProductThreads, 1)
     group_product_kernel(const __grid_constant__ GroupProductArguments arguments) {
-  using Kernel = GroupProductKernel<kScale, kTokens, kShare, kSplit, kGroupSteps, kParts>;
+  using Kernel = GroupProductKernel<kScale, kTokens, kShare, kSplit, kGroupSteps>;
   extern __shared__ uint8_t dynamic[];
   __shared__ typename Kernel::Barriers barriers;
   Kernel::run(arguments, dynamic, barriers);
@@ -450,27 +456,22 @@ __global__ void __launch_bounds__(kGroupProductThreads, 1)
 template <GroupScale kScale>
 const void* find_group_kernel(const GroupConfiguration& c, int group_steps) {
   const void* found = nullptr;
-  const auto offer = [&]<int kTokens, int kShare, int kSplit, int kGroupSteps, int kParts = 2>() {
-    if (c.tile_tokens == kTokens && c.share == kShare && c.split == kSplit && group_steps == kGroupSteps &&
-        c.parts == kParts) {
-      found = reinterpret_cast<const void*>(
-          group_product_kernel<kScale, kTokens, kShare, kSplit, kGroupSteps, kParts>);
+  const auto offer = [&]<int kTokens, int kShare, int kSplit, int kGroupSteps>() {
+    if (c.tile_tokens == kTokens && c.share == kShare && c.split == kSplit && group_steps == kGroupSteps) {
+      found =
+          reinterpret_cast<const void*>(group_product_kernel<kScale, kTokens, kShare, kSplit, kGroupSteps>);
     }
   };
   offer.template operator()<128, 1, 1, 4>();
   offer.template operator()<128, 1, 1, 2>();
   offer.template operator()<128, 1, 1, 1>();
-  offer.template operator()<64, 1, 4, 4>();
-  offer.template operator()<64, 1, 4, 2>();
-  offer.template operator()<64, 1, 4, 1>();
+  offer.template operator()<64, 1, 2, 4>();
+  offer.template operator()<64, 1, 2, 2>();
+  offer.template operator()<64, 1, 2, 1>();
   if constexpr (kScale != GroupScale::kFloat) {
     offer.template operator()<128, 2, 1, 4>();
-    offer.template operator()<128, 2, 1, 4, 1>();
-    offer.template operator()<128, 1, 1, 4, 1>();
-    offer.template operator()<64, 1, 2, 4, 1>();
     offer.template operator()<128, 1, 2, 4>();
     offer.template operator()<64, 1, 1, 4>();
-    offer.template operator()<64, 1, 2, 4>();
     offer.template operator()<32, 1, 2, 4>();
   }
   return found;

@@ -24,7 +24,6 @@ struct GroupProductArguments {
   int blocks;      // of kBlockColumns
   int slot_units;  // of 8 bytes from one slot, two blocks, to the next
   int raster;      // tiles of tokens that neighbours in time take of the same outputs
-  int lag;         // pairs of blocks by which the second warpgroup starts later
 };
 
 // What a group's scale is, and what is done with the group's sum.

@@ -10,28 +10,33 @@ namespace {
 
 using namespace few_tokens;
 
-// kNarrow: the order of groups of 32 columns.
-template <int kTurns, bool kNarrow>
-__global__ void __launch_bounds__(kThreads)
+constexpr int kMaximumThreads = 512;
+
+// kNarrow: the order of groups of 32 columns. kVectors times 8 columns per thread, several to have enough
+// bytes on their way.
+template <int kVectors, bool kNarrow>
+__global__ void __launch_bounds__(kMaximumThreads)
     quantize_prompt_kernel(const __half* x, int k, float activation_scale, const PromptActivations out) {
-  __shared__ uint32_t of_warps[2][kThreads / 32];
-  ptx::launch_dependents();
+  __shared__ uint32_t of_warps[kMaximumThreads / 32];
+  const int token = blockIdx.x, threads = static_cast<int>(blockDim.x);
+  const int first_column = static_cast<int>(threadIdx.x) * 8;
   ptx::wait_for_previous_kernel();
-  const int token = blockIdx.x;
+  ptx::launch_dependents();
   const __half* const row = x + int64_t{token} * k;
-  uint4 eights[kTurns];
+  uint4 eights[kVectors];
 #pragma unroll
-  for (int i = 0; i < kTurns; ++i) {
-    eights[i] = load_eight(row, i * kColumnsPerTurn + static_cast<int>(threadIdx.x) * 8, k);
-  }
+  for (int i = 0; i < kVectors; ++i) eights[i] = load_eight(row, i * threads * 8 + first_column, k);
   uint32_t pair = 0;  // maxima of even and of odd columns
 #pragma unroll
   for (const uint4& eight : eights) {
     pair = __vmaxu2(pair, __vmaxu2(__vmaxu2(eight.x & 0x7FFF7FFF, eight.y & 0x7FFF7FFF),
                                    __vmaxu2(eight.z & 0x7FFF7FFF, eight.w & 0x7FFF7FFF)));
   }
-  pair = block_maximum(pair, of_warps);
-  const uint32_t largest = max(pair & 0xFFFF, pair >> 16);
+  pair = __reduce_max_sync(0xffffffffu, max(pair & 0xFFFF, pair >> 16));
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = pair;
+  __syncthreads();
+  const int warps = threads / 32, lane = threadIdx.x % 32;
+  const uint32_t largest = __reduce_max_sync(0xffffffffu, of_warps[min(lane, warps - 1)]);
   const bool finite = largest < kInfinityBits;
   const float scale = activation_scale > 0 ? activation_scale : __fdiv_rn(magnitude(largest), 127.0f);
   const quik_cuda::CodeRule rule = signed_rule(scale);
@@ -43,8 +48,8 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kNeighbour = kNarrow ? 1 : 2;
   const bool odd = (threadIdx.x & kNeighbour) != 0;
 #pragma unroll
-  for (int turn = 0; turn < kTurns; ++turn) {
-    const int column = turn * kColumnsPerTurn + static_cast<int>(threadIdx.x) * 8;
+  for (int turn = 0; turn < kVectors; ++turn) {
+    const int column = turn * threads * 8 + first_column;
     uint32_t words[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -73,13 +78,33 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t launch_quantize_prompt(const __half* x, int tokens, int k, float activation_scale, int group,
                                    const PromptActivations& out, cudaStream_t stream) {
   if (out.code_stride % quik_cuda::kCodeUnit != 0 || out.code_stride < k) return cudaErrorInvalidValue;
-  const TokenLaunch launch(tokens, 0, stream);
-  return for_turns(k, [&]<int kTurns>() {
+  const int vectors = static_cast<int>(out.code_stride / 8);
+  int per_thread = 1;
+  while (per_thread < 16 &&
+         (per_thread < 4 ? vectors > 128 * per_thread : vectors > kMaximumThreads * per_thread))
+    per_thread *= 2;
+  const int threads = ((vectors + per_thread - 1) / per_thread + 31) / 32 * 32;
+  if (threads > kMaximumThreads) return cudaErrorInvalidValue;
+  TokenLaunch launch(tokens, 0, stream);
+  launch.config.blockDim = dim3(static_cast<unsigned>(threads));
+  const auto start = [&]<int kVectors>() {
     return cudaLaunchKernelEx(
         &launch.config,
-        group == 32 ? quantize_prompt_kernel<kTurns, true> : quantize_prompt_kernel<kTurns, false>, x, k,
+        group == 32 ? quantize_prompt_kernel<kVectors, true> : quantize_prompt_kernel<kVectors, false>, x, k,
         activation_scale, out);
-  });
+  };
+  switch (per_thread) {
+    case 1:
+      return start.template operator()<1>();
+    case 2:
+      return start.template operator()<2>();
+    case 4:
+      return start.template operator()<4>();
+    case 8:
+      return start.template operator()<8>();
+    default:
+      return start.template operator()<16>();
+  }
 }
 
 }  // namespace nibble::group_int_a8_cuda

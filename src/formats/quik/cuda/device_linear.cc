@@ -25,8 +25,8 @@ cuda::Buffer uploaded(const std::vector<T>& values) {
 }
 
 // Up to so many tokens the kernel that reads every weight once is the faster one (bench/results/h100).
-constexpr int kFewTokens = 32;
-constexpr int kPlannedTokens[] = {8, 16, 32};
+constexpr int kFewTokens = 16;
+constexpr int kPlannedTokens[] = {8, 16};
 
 class QuikLinear final : public cuda::DeviceLinear {
  public:

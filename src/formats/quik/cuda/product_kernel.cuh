@@ -315,10 +315,11 @@ struct ProductKernel {
         const int turn = count % 2;
         ptx::barrier_wait(b.ranges_full + 8 * turn, count / 2 % 2);
         convert(own, rows, b.ranges + turn * kSizes.ranges() + 8 * lane.q);
-        if (lane.thread == 0) ptx::barrier_arrive(b.ranges_empty + 8 * turn);
         add_outliers(b, lane, place, own);
         products::store_tile<kOwn, kSizes.chunk_tokens()>(&a.y, b.staging + 3 * lane.group * kSizes.chunk(),
                                                           lane, own, token, output, count);
+        // Behind the store's barriers: the other warps have read the ranges too.
+        if (lane.thread == 0) ptx::barrier_arrive(b.ranges_empty + 8 * turn);
       };
       if constexpr (kSplit > 1) {
         int32_t own[kOwn / 2];
