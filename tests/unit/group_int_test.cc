@@ -192,10 +192,31 @@ TEST(GroupInt, PackRoundsScalesToF16UnlessThatWouldLosePrecision) {
 }
 
 TEST(GroupInt, EveryKernelMatchesPlainLoops) {
-  const Shape3 shapes[] = {{1, 1, 0},    {1, 16, 0},    {1, 15, 128},   {3, 17, 0},     {5, 1, 0},
-                           {4, 64, 32},  {7, 100, 32},  {9, 7, 4},      {9, 136, 0},    {16, 56, 128},
-                           {33, 88, 32}, {70, 576, 64}, {12, 300, 128}, {13, 1530, 16}, {6, 612, 32},
-                           {2, 1296, 0}, {259, 48, 0},  {10, 645, 128}, {66, 1000, 96}, {31, 416, 160}};
+  const Shape3 shapes[] = {{1, 1, 0},
+                           {1, 16, 0},
+                           {1, 15, 128},
+                           {3, 17, 0},
+                           {5, 1, 0},
+                           {4, 64, 32},
+                           {7, 100, 32},
+                           {9, 7, 4},
+                           {9, 136, 0},
+                           {16, 56, 128},
+                           {33, 88, 32},
+                           {70, 576, 64},
+                           {12, 300, 128},
+                           {13, 1530, 16},
+                           {6, 612, 32},
+                           {2, 1296, 0},
+                           {259, 48, 0},
+                           {10, 645, 128},
+                           {66, 1000, 96},
+                           {31, 416, 160},
+                           // whole chunks of the integer kernels, some with a shorter last group
+                           {33, 256, 128},
+                           {9, 1280, 0},
+                           {6, 640, 256},
+                           {3, 2304, 1024}};
   for (const int bits : kAllBits) {
     for (const Shape3& shape : shapes) {
       for (const Zeros zeros : {Zeros::kNone, Zeros::kInteger, Zeros::kFractional}) {
@@ -235,30 +256,51 @@ TEST(GroupInt, EveryKernelMatchesPlainLoops) {
 
 // Activations at both ends of FP32's range: products underflow or overflow in FP32 only where the result
 // does.
-TEST(GroupInt, ExtremeActivations) {
-  const QuantizedWeight weight = make_weight({20, 96, 32}, 4, Zeros::kNone, false, 4);
-  const PackedLinear packed = kGroupIntFormat.pack(weight, "layer");
-  const std::vector<double> plain = plain_weight(weight);
-  const float sizes[] = {1e-36f, 1e-30f, 1e30f, 1e36f};
-  for (const int64_t tokens : {4, 20}) {
-    std::vector<float> x = random_activations(tokens * 96, 8);
-    for (int64_t i = 0; i < tokens * 96; ++i) x[static_cast<size_t>(i)] *= sizes[i / 96 % 4];
-    for (const LinearKernel* kernel : kernels_for(packed)) {
-      const std::vector<float> y = run(*kernel, {&packed}, x, tokens, 1);
-      for (int64_t i = 0; i < tokens * 20; ++i) {
-        double expected = 0, magnitude = 0;
-        for (int64_t j = 0; j < 96; ++j) {
-          const double product =
-              plain[static_cast<size_t>(i % 20 * 96 + j)] * double{x[static_cast<size_t>(i / 20 * 96 + j)]};
-          expected += product;
-          magnitude += std::fabs(product);
+class GroupIntActivations : public testing::TestWithParam<Shape3> {
+ protected:
+  // Every kernel against plain loops, for tokens of which scale(token, column) says how large they are.
+  template <typename Scale>
+  void expect_plain_results(const Scale& scale) {
+    const Shape3& shape = GetParam();
+    const QuantizedWeight weight = make_weight(shape, 4, Zeros::kNone, false, 4);
+    const PackedLinear packed = kGroupIntFormat.pack(weight, "layer");
+    const std::vector<double> plain = plain_weight(weight);
+    for (const int64_t tokens : {4, 20}) {
+      std::vector<float> x = random_activations(tokens * shape.k, 8);
+      for (int64_t i = 0; i < tokens * shape.k; ++i)
+        x[static_cast<size_t>(i)] *= scale(i / shape.k, i % shape.k);
+      for (const LinearKernel* kernel : kernels_for(packed)) {
+        const std::vector<float> y = run(*kernel, {&packed}, x, tokens, 1);
+        for (int64_t i = 0; i < tokens * shape.n; ++i) {
+          double expected = 0, magnitude = 0;
+          for (int64_t j = 0; j < shape.k; ++j) {
+            const double product = plain[static_cast<size_t>(i % shape.n * shape.k + j)] *
+                                   double{x[static_cast<size_t>(i / shape.n * shape.k + j)]};
+            expected += product;
+            magnitude += std::fabs(product);
+          }
+          const double tolerance = 4.0 * static_cast<double>(shape.k) * 0x1p-24 * magnitude;
+          ASSERT_NEAR(y[static_cast<size_t>(i)], expected, tolerance)
+              << kernel->name << ", token " << i / shape.n << ", row " << i % shape.n;
         }
-        ASSERT_NEAR(y[static_cast<size_t>(i)], expected, 4.0 * 96 * 0x1p-24 * magnitude)
-            << kernel->name << ", token " << i / 20;
       }
     }
   }
+};
+
+TEST_P(GroupIntActivations, AtBothEndsOfTheRange) {
+  constexpr float kSizes[] = {1e-36f, 1e-30f, 1e30f, 1e36f};
+  expect_plain_results([&](int64_t token, int64_t) { return kSizes[token % 4]; });
 }
+
+TEST_P(GroupIntActivations, WithOutliers) {
+  expect_plain_results(
+      [](int64_t token, int64_t column) { return column % 61 == token % 61 ? 3000.0f : 1.0f; });
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, GroupIntActivations,
+                         testing::Values(Shape3{20, 96, 32}, Shape3{20, 256, 128}, Shape3{7, 640, 0}),
+                         [](const auto& test) { return "k" + std::to_string(test.param.k); });
 
 TEST(GroupInt, KernelsOfThisMachineAreTested) {
   const PackedLinear packed =

@@ -100,13 +100,7 @@ __device__ float2 over_row(float2 value, const Team& team, Exchange& exchange, c
 
 __device__ inline float2 sum_of_pairs(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }
 
-// Within some ulps; what would be subnormal on the way is 0.
-__device__ inline float silu(float x) {
-  float power, inverse;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.44269504f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
-  return x * inverse;
-}
+__device__ inline float silu(float x) { return x * __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 __device__ inline void load_floats(const float* from, float (&x)[8]) {
   const float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];

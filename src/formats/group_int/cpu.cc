@@ -91,7 +91,8 @@ std::string refusal_amx(const Problem& problem) {
 }
 
 std::unique_ptr<LinearOp> prepare_avx2(std::span<const PackedLinear* const> linears, ThreadPool&) {
-  return std::make_unique<RowOp<GroupIntLayout>>(linears, avx2::kGroupIntKernels, group_int_layout);
+  return std::make_unique<RowOp<GroupIntLayout>>(linears, avx2::kGroupIntKernels, group_int_layout,
+                                                 &avx2::kGroupIntIntegerKernels);
 }
 std::unique_ptr<LinearOp> prepare_avx512(std::span<const PackedLinear* const> linears, ThreadPool&) {
   return std::make_unique<RowOp<GroupIntLayout>>(linears, avx512vnni::kGroupIntKernels, group_int_layout);

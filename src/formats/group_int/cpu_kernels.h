@@ -10,7 +10,8 @@ using GroupIntKernels = RowKernels<GroupIntLayout>;
 
 namespace avx2 {
 extern const GroupIntKernels kGroupIntKernels;
-}
+extern const IntegerKernels<GroupIntLayout> kGroupIntIntegerKernels;
+}  // namespace avx2
 namespace avx512vnni {
 extern const GroupIntKernels kGroupIntKernels;
 }

@@ -7,12 +7,12 @@
 namespace nibble {
 namespace {
 
-template <const SqueezellmKernels& kKernels>
+// Of the vectors of floats, whose few tokens `integers`, if any, take over where they suit.
+template <const SqueezellmKernels& kKernels, const IntegerKernels<SqueezellmLayout>* kIntegers = nullptr>
 std::unique_ptr<LinearOp> prepare(std::span<const PackedLinear* const> linears, ThreadPool&) {
-  return std::make_unique<RowOp<SqueezellmLayout>>(linears, kKernels, squeezellm_layout);
+  return std::make_unique<RowOp<SqueezellmLayout>>(linears, kKernels, squeezellm_layout, kIntegers);
 }
 
-// Integers for few tokens, vectors of floats for prompts.
 std::string refusal_vbmi(const Problem& problem) {
   std::string reason = cpu_path_refusal(CpuPath::kAvx512Vbmi);
   if (reason.empty() &&
@@ -23,17 +23,14 @@ std::string refusal_vbmi(const Problem& problem) {
   return reason;
 }
 
-std::unique_ptr<LinearOp> prepare_vbmi(std::span<const PackedLinear* const> linears, ThreadPool&) {
-  return std::make_unique<RowOp<SqueezellmLayout>>(linears, avx512vnni::kSqueezellmKernels, squeezellm_layout,
-                                                   &avx512vbmi::kSqueezellmIntegerKernels);
-}
-
 }  // namespace
 
-const LinearKernel kSqueezellmAvx512Vbmi = {"squeezellm-avx512vbmi", refusal_vbmi, prepare_vbmi};
+const LinearKernel kSqueezellmAvx512Vbmi = {
+    "squeezellm-avx512vbmi", refusal_vbmi,
+    prepare<avx512vnni::kSqueezellmKernels, &avx512vbmi::kSqueezellmIntegerKernels>};
 const LinearKernel kSqueezellmAvx512 = {"squeezellm-avx512", cpu_refusal<CpuPath::kAvx512Vnni>,
                                         prepare<avx512vnni::kSqueezellmKernels>};
 const LinearKernel kSqueezellmAvx2 = {"squeezellm-avx2", cpu_refusal<CpuPath::kAvx2>,
-                                      prepare<avx2::kSqueezellmKernels>};
+                                      prepare<avx2::kSqueezellmKernels, &avx2::kSqueezellmIntegerKernels>};
 
 }  // namespace nibble

@@ -10,7 +10,8 @@ using SqueezellmKernels = RowKernels<SqueezellmLayout>;
 
 namespace avx2 {
 extern const SqueezellmKernels kSqueezellmKernels;
-}
+extern const IntegerKernels<SqueezellmLayout> kSqueezellmIntegerKernels;
+}  // namespace avx2
 namespace avx512vnni {
 extern const SqueezellmKernels kSqueezellmKernels;
 }

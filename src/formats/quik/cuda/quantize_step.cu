@@ -28,10 +28,8 @@ __device__ inline int place_of(int eight, uint32_t word) { return 8 * eight - st
 template <int kVectors, CodeOrder kOrder, typename Step>
 __global__ void __launch_bounds__(kMaximumThreads, kVectors == 1 ? 2 : 1)
     quantize_step_kernel(const Step step, const StepArguments a) {
-  // Codes of this block's columns gather at their places, counted from `base`, because outliers fall out;
-  // these gather behind, counted from the block's first.
+  // Codes of this block's columns gather at their places, counted from `base`, because outliers fall out.
   extern __shared__ __align__(16) uint8_t codes[];
-  __half* const own_outliers = reinterpret_cast<__half*>(codes + a.out.code_stride + 16);
   __shared__ Exchange for_step, for_range;
   const Team team(a.blocks, a.columns.k);
   const int eights = a.columns.k / 8, last = team.first + team.count;
@@ -40,12 +38,9 @@ __global__ void __launch_bounds__(kMaximumThreads, kVectors == 1 ? 2 : 1)
   for (int i = 0; i < kVectors; ++i)
     words[i] = team.eight(i) < team.count ? __ldg(a.columns.words + team.first + team.eight(i)) : 0xFF;
   const int stride = static_cast<int>(a.out.code_stride);
-  const auto begin_of = [&](int eight) {
-    return eight < eights ? place_of(eight, __ldg(a.columns.words + eight)) : a.integers;
-  };
-  // The last block with columns pads the row.
-  const int begin = team.first < eights ? begin_of(team.first) : stride, integers_end = begin_of(last);
-  const int end = last < eights ? integers_end : stride;
+  const int begin = team.first < eights ? place_of(team.first, __ldg(a.columns.words + team.first)) : stride;
+  const int integers_end = last < eights ? place_of(last, __ldg(a.columns.words + last)) : a.integers;
+  const int end = last < eights ? integers_end : stride;  // the last block with columns pads the row
   const int base = begin / 16 * 16;
 
   float x[kVectors][8];
@@ -64,34 +59,29 @@ __global__ void __launch_bounds__(kMaximumThreads, kVectors == 1 ? 2 : 1)
   const CodeRange code_step = code_range(range.x, range.y, a.top);
   const FloatCodeRule rule = float_code_rule(code_step, a.top);
 
-  // Outlier columns before this block's, and up to its end.
-  const int first_outlier = 8 * team.first - begin_of(team.first), last_outlier = 8 * last - begin_of(last);
+  __half* const outliers = a.out.outliers + team.token * a.out.outlier_stride;
+  const auto outlier_place = [](int o) { return kOrder == CodeOrder::kPrompt ? outlier_position(o) : o; };
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    if (team.eight(i) >= team.count) continue;
     uint8_t* to = codes + place_of(team.first + team.eight(i), words[i]) - base;
-    __half* outlier = own_outliers + static_cast<int>(words[i] >> 8) - first_outlier;
+    int outlier = static_cast<int>(words[i] >> 8);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const int32_t code = code_of_float(x[i][e] * rule.factor, rule.rule);
-      // Stores under predicates and counts instead of branches, which most warps would take both ways.
-      const int is_outlier = static_cast<int>(words[i] >> e & 1);
-      if (is_outlier == 0) *to = static_cast<uint8_t>(code);
-      if (is_outlier != 0) *outlier = __float2half_rn(x[i][e]);
-      to += 1 - is_outlier;
-      outlier += is_outlier;
+      if ((words[i] & 1u << e) == 0) {
+        *to++ = static_cast<uint8_t>(code);
+      } else if (team.eight(i) < team.count) {
+        outliers[outlier_place(outlier++)] = __float2half_rn(x[i][e]);
+      }
     }
+  }
+  if constexpr (kOrder == CodeOrder::kPrompt) {
+    const int padded = static_cast<int>(a.out.outlier_stride);
+    for (int o = a.columns.outliers + threadIdx.x; o < padded; o += blockDim.x)
+      outliers[outlier_place(o)] = __ushort_as_half(0);
   }
   __syncthreads();
 
-  __half* const outliers = a.out.outliers + team.token * a.out.outlier_stride;
-  if constexpr (kOrder == CodeOrder::kPrompt) {
-    for (int o = threadIdx.x; o < a.out.outlier_stride; o += blockDim.x)
-      outliers[outlier_position(o)] = o < last_outlier ? own_outliers[o] : __ushort_as_half(0);
-  } else {
-    for (int o = first_outlier + threadIdx.x; o < last_outlier; o += blockDim.x)
-      outliers[o] = own_outliers[o - first_outlier];
-  }
   uint8_t* const row = a.out.codes + team.token * a.out.code_stride;
   if constexpr (kOrder == CodeOrder::kPrompt) {
     // 16 bytes at p of a unit are words p / 16 % 2 + 2 (p / 32 % 2) + 4 q of its 16.
@@ -149,7 +139,7 @@ cudaError_t launch_quantize_step(const cuda::InputStep& any_step, int tokens, co
         const void* const kernel = prompt ? find_kernel<CodeOrder::kPrompt, Step>(cut.vectors)
                                           : find_kernel<CodeOrder::kColumns, Step>(cut.vectors);
         StepArguments arguments = {columns, integers, (1 << bits) - 1, cut.blocks, out};
-        const auto bytes = static_cast<size_t>(out.code_stride + 16 + 2 * out.outlier_stride);
+        const auto bytes = static_cast<size_t>(out.code_stride) + 16;
         if (bytes > 40 << 10) {
           if (const cudaError_t error = cudaFuncSetAttribute(
                   kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
