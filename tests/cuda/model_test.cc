@@ -47,14 +47,14 @@ class DeviceModelTest : public ::testing::Test {
     if (quantized_activations) {
       // A code of an activation flips with the last bit of a float, and a flipped code is an error as large
       // as quantization's own: the CPU with its cache in F16 instead of F32 does not agree with itself to 99
-      // % either. That is the yardstick, for an engine that rounds more than the cache.
+      // % either. That is the yardstick. The GPU rounds to FP16 what leaves a linear too; measured, it is
+      // within 0.022 of it (w4a4-hadamard; docs/ARCHITECTURE.md).
       const PerplexityResult itself = measure_perplexity(*cpu, windows, cpu.get(), CacheType::kF16);
       std::cout << "CPU, cache in F16: perplexity " << itself.perplexity << ", top-1 agreement "
                 << itself.top1_agreement << ", KL " << itself.kl_divergence << "\n";
-      least_agreement = std::min(least_agreement, itself.top1_agreement - 0.06);
-      perplexity_bound =
-          std::max(perplexity_bound, 2 * std::fabs(itself.perplexity / expected.perplexity - 1));
-      EXPECT_LE(got.kl_divergence, 4 * itself.kl_divergence);
+      least_agreement = std::min(least_agreement, itself.top1_agreement - 0.03);
+      perplexity_bound = std::max(perplexity_bound, std::fabs(itself.perplexity / expected.perplexity - 1));
+      EXPECT_LE(got.kl_divergence, 1.75 * itself.kl_divergence);
     }
     EXPECT_GE(got.top1_agreement, least_agreement) << model;
     EXPECT_NEAR(got.perplexity / expected.perplexity, 1, perplexity_bound) << model;
