@@ -17,6 +17,11 @@ namespace nibble::products {
 // Named barriers: the first two one per warpgroup.
 constexpr int kStoreBarrier = 1, kLagBarrier = 3;
 
+// Counts this thread in at a named barrier without waiting.
+__device__ inline void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 struct TileIndex {
   int token, output;  // of its first element
 };

@@ -27,6 +27,9 @@ using products::Lane;
 using products::RingPlace;
 using products::TileIndex;
 
+// Named barriers, one per warpgroup, behind those of product_parts.cuh.
+constexpr int kTurnBarrier = 4;
+
 template <GroupScale kScale, int kTokens, int kShare, int kSplit, int kGroupSteps>
 struct GroupProductKernel {
   static constexpr bool kIntegers = kScale == GroupScale::kMultiplier;
@@ -199,25 +202,23 @@ struct GroupProductKernel {
     ptx::fence_registers(to.weights.a);
   }
 
-  // What is under way between two pairs of blocks: the second half's sums of the last group.
-  struct Carried {
-    int32_t high[kHalf / 2];
-    Scales scales;
-    int stage = -1;  // of its block; negative: nothing is under way
-  };
-  __device__ static void release(const Block& b, const Lane& lane, int stage) {
-    products::release_stage<kShare>(b.empty + 8 * stage, lane);
+  // The warpgroups start their products in turns, so that one's are under way while the other has none. Left
+  // alone they keep in step, and the tensor cores wait for both at the same time.
+  __device__ static void await_turn(const Lane& lane) {
+    ptx::named_barrier(kTurnBarrier + lane.group, 128 * kConsumers);
+  }
+  __device__ static void give_turn(const Lane& lane) {
+    products::named_barrier_arrive(kTurnBarrier + 1 - lane.group, 128 * kConsumers);
   }
 
-  // Adds the next one or two blocks to the totals. Both are waited for before, and the loop of which this is
-  // the body carries products over its end only together with a wait for all of them: where a branch comes
-  // between products and a wait for some, ptxas serializes all products (C7514). `blocks` keeps the registers
-  // of what is under way.
+  // Adds the next one or two blocks to the totals. Nothing stays in flight behind it, and both blocks are
+  // waited for before: where a loop or a branch comes between a product and the use of its sums, ptxas
+  // serializes all products (C7514). The other warpgroup fills the gap.
   template <int kBlocks>
   __device__ static void add_blocks(const Block& b, const Lane& lane, RingPlace<kStages>& place,
-                                    int32_t (&total)[kTokens / 2], Loaded (&blocks)[2], Carried& carried) {
-    int32_t low[kHalf / 2];  // a group's sums of the first half of the tokens
-    auto& high = carried.high;
+                                    int32_t (&total)[kTokens / 2]) {
+    int32_t low[kHalf / 2], high[kHalf / 2];  // a group's sums of either half of the tokens
+    Loaded blocks[kBlocks];
     int stages[kBlocks];
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) {
@@ -227,60 +228,44 @@ struct GroupProductKernel {
     }
     load(b, lane, stages[0], blocks[0]);
 #pragma unroll
-    for (int i = 0; i < kHalf / 2; ++i) low[i] = 0;
-    ptx::warpgroup_wait<0>();
-    ptx::fence_registers(high);
-    ptx::fence_registers(blocks[1].weights.a);
+    for (int i = 0; i < kHalf / 2; ++i) low[i] = high[i] = 0;
+    await_turn(lane);
     issue<0>(low, blocks[0].weights, blocks[0].codes_low);
-    if (carried.stage >= 0) release(b, lane, carried.stage);
-    accumulate<kHalf / 2>(total, high, carried.scales);
     issue<0>(high, blocks[0].weights, blocks[0].codes_high);
+    if constexpr (kBlocks * kUnits == 1) give_turn(lane);
     if constexpr (kBlocks > 1) load(b, lane, stages[1], blocks[1]);
     // Scales group kUnit of the blocks, and starts the one behind it.
     const auto unit = [&]<int kUnit>() {
       constexpr int kNext = kUnit + 1, kBlock = kUnit / kUnits;
+      constexpr bool kEndsBlock = kNext % kUnits == 0, kLast = kNext == kBlocks * kUnits;
       const Scales scales = blocks[kBlock].scales[kUnit % kUnits];
-      const Loaded& next = blocks[kNext / kUnits];
+      const Loaded& next = blocks[kLast ? 0 : kNext / kUnits];
       ptx::warpgroup_wait<1>();
       ptx::fence_registers(low);
       accumulate<0>(total, low, scales);
-      issue<kNext % kUnits>(low, next.weights, next.codes_low);
-      ptx::warpgroup_wait<1>();
+      if constexpr (!kLast) issue<kNext % kUnits>(low, next.weights, next.codes_low);
+      ptx::warpgroup_wait<kLast ? 0 : 1>();
       ptx::fence_registers(high);
-      if constexpr (kNext % kUnits == 0) {
+      if constexpr (kEndsBlock) {
         ptx::fence_registers(blocks[kBlock].weights.a);
-        release(b, lane, stages[kBlock]);
+        products::release_stage<kShare>(b.empty + 8 * stages[kBlock], lane);
       }
       accumulate<kHalf / 2>(total, high, scales);
-      issue<kNext % kUnits>(high, next.weights, next.codes_high);
+      if constexpr (!kLast) issue<kNext % kUnits>(high, next.weights, next.codes_high);
+      if constexpr (kNext + 1 == kBlocks * kUnits) give_turn(lane);
     };
     const auto all = [&]<int... kUnit>(std::integer_sequence<int, kUnit...>) {
       (unit.template operator()<kUnit>(), ...);
     };
-    all(std::make_integer_sequence<int, kBlocks * kUnits - 1>());
-    ptx::warpgroup_wait<1>();
-    ptx::fence_registers(low);
-    carried.scales = blocks[kBlocks - 1].scales[kUnits - 1];
-    carried.stage = stages[kBlocks - 1];
-    accumulate<0>(total, low, carried.scales);
+    all(std::make_integer_sequence<int, kBlocks * kUnits>());
   }
 
   // The totals of a tile's part of the columns, into zeros.
   __device__ static void multiply(const Block& b, const Lane& lane, RingPlace<kStages>& place,
                                   int32_t (&total)[kTokens / 2]) {
-    Loaded blocks[2];
-    Carried carried = {};
-#pragma unroll
-    for (int i = 0; i < 16; ++i) blocks[1].weights.a[i] = 0;
     int block = 0;
-    for (; block + 1 < b.blocks; block += 2) add_blocks<2>(b, lane, place, total, blocks, carried);
-    if (block < b.blocks) add_blocks<1>(b, lane, place, total, blocks, carried);
-    ptx::warpgroup_wait<0>();
-    ptx::fence_registers(carried.high);
-    ptx::fence_registers(blocks[0].weights.a);
-    ptx::fence_registers(blocks[1].weights.a);
-    if (carried.stage >= 0) release(b, lane, carried.stage);
-    accumulate<kHalf / 2>(total, carried.high, carried.scales);
+    for (; block + 1 < b.blocks; block += 2) add_blocks<2>(b, lane, place, total);
+    if (block < b.blocks) add_blocks<1>(b, lane, place, total);
   }
 
   __device__ static int32_t add(int32_t a, int32_t b) {
@@ -352,6 +337,7 @@ struct GroupProductKernel {
     RingPlace<kStages> place;
     int count = 0;  // of tiles before
     const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
+    if (lane.group == 1) give_turn(lane);
     for (int index = first; index < b.tiles(); index += step, ++count) {
       const TileIndex tile = b.tile(index);
       const int token = b.own_token(tile), output = tile.output + 64 * lane.group;
@@ -380,6 +366,7 @@ struct GroupProductKernel {
         finish(total);
       }
     }
+    if (lane.group == 0) await_turn(lane);  // the last one that was given
     if (lane.thread == 0) ptx::wait_stores_read<0>();
   }
 
