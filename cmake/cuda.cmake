@@ -28,6 +28,10 @@ if(NOT NIBBLE_CUDA STREQUAL "OFF" AND NOT NIBBLE_SANITIZE)
   endif()
 endif()
 
-# Kernels for Hopper.
-set(NIBBLE_CUDA_OPTIONS --generate-code=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra
-    -Xptxas=-v --no-compress)
+set(NIBBLE_CUDA_OPTIONS --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra -Xptxas=-v --no-compress)
+# Two targets: Hopper, which most kernels are written for, and everything from compute capability 8.0 to 8.9, which runs
+# machine code for 8.0.
+set(NIBBLE_CUDA_HOPPER --generate-code=arch=compute_90a,code=sm_90a)
+set(NIBBLE_CUDA_AMPERE --generate-code=arch=compute_80,code=sm_80)
+# PTX for tests on newer GPUs.
+set(NIBBLE_CUDA_AMPERE_PTX --generate-code=arch=compute_80,code=compute_80)

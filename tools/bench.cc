@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/system_info.h"
 #include "bench_device.h"
+#include "bench_kernels.h"
 #include "bench_shapes.h"
 #include "command.h"
 #include "json_output.h"
@@ -240,21 +241,36 @@ Action add_bench(CLI::App& command) {
   CLI::Option* shape = command
                            .add_option("--shape", shapes->shape,
                                        "Instead of a model: one block's linears of " + shape_names() +
-                                           ", or MxNxK (tokens x outputs x inputs); on a GPU the whole model")
+                                           ", or MxNxK (tokens x outputs x inputs); on a GPU the whole "
+                                           "model unless --kernels")
                            ->excludes(model)
                            ->type_name("NAME|MxNxK");
   number("--layers", &shapes->layers, 0, "Layers of --shape's model on a GPU; 0: all of them");
+  const auto kernels = std::make_shared<KernelBench>();
+  const auto kernels_only = std::make_shared<bool>(false);
+  command
+      .add_flag("--kernels", *kernels_only,
+                "On a GPU: --shape's linears instead of the whole model, beside cuBLASLt's FP16 products and "
+                "the GPU's measured limits; as MxNxK always")
+      ->needs(shape);
+  kernels->tokens = "1,16,128,2048";
+  command.add_option("--tokens", kernels->tokens, "Numbers of tokens for --kernels")
+      ->needs(shape)
+      ->capture_default_str()
+      ->type_name("N,...");
   command
       .add_option("--recipe", shapes->recipe,
                   "How --shape's synthetic weights are stored; none: 16 bit (default: quik-4b)")
       ->needs(shape)
       ->type_name("NAME");
-  set_examples(command, {"nibble bench MODEL", "nibble bench MODEL -p 2048 -n 0 -r 5",
-                         "nibble bench MODEL -n 64 -d 1024 -b 4 --json",
-                         "nibble bench --shape llama-2-7b --recipe quik-4b",
-                         "nibble bench --device cuda --shape llama-2-7b --recipe quik-4b -p 2048 -d 2048",
-                         "nibble bench --shape 512x4096x4096 --recipe none"});
-  return [options, shapes, common, model, shape] {
+  set_examples(
+      command,
+      {"nibble bench MODEL", "nibble bench MODEL -p 2048 -n 0 -r 5",
+       "nibble bench MODEL -n 64 -d 1024 -b 4 --json", "nibble bench --shape llama-2-7b --recipe quik-4b",
+       "nibble bench --device cuda --shape llama-2-7b --recipe quik-4b -p 2048 -d 2048",
+       "nibble bench --device cuda --kernels --shape llama-2-7b --recipe gptq-w4a16-g128 --tokens 1,2048",
+       "nibble bench --shape 512x4096x4096 --recipe none"});
+  return [options, shapes, kernels, kernels_only, common, model, shape] {
     common->apply(true);
     if (common->engine_device().gpu >= 0) {
       if (shape->count() == 0 && model->count() == 0)
@@ -262,14 +278,22 @@ Action add_bench(CLI::App& command) {
       if (options->batch != 1)
         fail_usage("-b {}: on a GPU one sequence is decoded at a time", options->batch);
       if (shapes->recipe.empty()) shapes->recipe = "none";
+      if (shape->count() > 0 && (*kernels_only || !is_model_shape(*shapes))) {
+        kernels->shape = *shapes;
+        kernels->repetitions = options->repetitions;
+        return bench_kernels(*kernels, *common);
+      }
       return bench_device({.model = options->model,
                            .shape = *shapes,
                            .prompt = options->prompt,
                            .generate = options->generate,
                            .depth = options->depth,
-                           .repetitions = options->repetitions},
+                           .repetitions = options->repetitions,
+                           .cache = options->cache()},
                           *common);
     }
+    if (*kernels_only)
+      fail_usage("--kernels is for --device cuda; on a CPU --shape always measures single linears");
     if (shape->count() > 0) {
       if (shapes->recipe.empty()) shapes->recipe = "quik-4b";
       if (options->prompt < 1) fail_usage("-p 0: a shape needs at least one token");

@@ -78,7 +78,8 @@ int bench_device(const DeviceBench& options, const CommonOptions& common) {
   DeviceModel& model = subject.model();
   const int64_t vocabulary = model.spec().vocabulary;
   const int64_t capacity = std::max<int64_t>({1, options.prompt, options.depth + options.generate});
-  const auto sequence = model.make_sequence(capacity);
+  const CacheType cache = device_cache_type(options.cache);
+  const auto sequence = model.make_sequence(capacity, cache);
   const std::vector<int32_t> prompt = random_ids(options.prompt, vocabulary);
   const std::vector<int32_t> before = random_ids(options.depth, vocabulary);
   std::vector<float> logits(static_cast<size_t>(vocabulary));
@@ -128,8 +129,8 @@ int bench_device(const DeviceBench& options, const CommonOptions& common) {
          {"generated_tokens", options.generate},
          {"depth", options.depth},
          {"batch", 1},
-         {"cache_type_k", "f16"},
-         {"cache_type_v", "f16"},
+         {"cache_type_k", cache_type_name(cache)},
+         {"cache_type_v", cache_type_name(cache)},
          {"cache_bytes", sequence->bytes()},
          {"device_weight_bytes", model.weight_bytes()},
          {"device_used_bytes", model.used_bytes()},
@@ -152,9 +153,9 @@ int bench_device(const DeviceBench& options, const CommonOptions& common) {
   }
   for (const auto& [text, count] : kernels)
     write_output(format_text("kernels  {} linears: {}\n", count, text));
-  write_output(format_text("memory   {} of weights, {} of cache, {} of the GPU in use\n",
+  write_output(format_text("memory   {} of weights, {} of {} cache, {} of the GPU in use\n",
                            format_bytes(static_cast<double>(model.weight_bytes())),
-                           format_bytes(static_cast<double>(sequence->bytes())),
+                           format_bytes(static_cast<double>(sequence->bytes())), cache_type_name(cache),
                            format_bytes(static_cast<double>(model.used_bytes()))));
   return kExitDone;
 }

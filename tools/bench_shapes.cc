@@ -211,6 +211,28 @@ ModelSpec shape_spec(const ShapeBench& options) {
   fail_usage("--shape {}: on a GPU expected one of {}", options.shape, shape_names());
 }
 
+bool is_model_shape(const ShapeBench& options) {
+  groups_of(options);  // refuses what is neither
+  return std::any_of(std::begin(kNamedShapes), std::end(kNamedShapes),
+                     [&](const NamedShape& shape) { return options.shape == shape.name; });
+}
+
+std::vector<SyntheticGroup> synthetic_groups(const ShapeBench& options) {
+  const bool quantized = options.recipe != "none";
+  const Recipe recipe = quantized ? Recipe::find(options.recipe) : Recipe();
+  std::vector<SyntheticGroup> groups;
+  for (const Group& shape : groups_of(options)) {
+    SyntheticGroup group = {
+        .name = shape.name, .tokens = shape.tokens.front(), .in_features = shape.in_features};
+    for (const Member& member : shape.members) {
+      group.out_features += member.out_features;
+      if (quantized) group.linears.push_back(synthetic_linear(member, shape, &recipe));
+    }
+    groups.push_back(std::move(group));
+  }
+  return groups;
+}
+
 std::vector<PackedLinear> synthetic_layer(const ShapeBench& options) {
   const Recipe recipe = Recipe::find(options.recipe);
   std::vector<PackedLinear> linears;

@@ -24,6 +24,17 @@ std::string shape_names();
 
 // The model of that name as a spec. UsageError when --shape is no model's name.
 ModelSpec shape_spec(const ShapeBench& options);
+// Whether --shape is a model's name rather than MxNxK. UsageError when it is neither.
+bool is_model_shape(const ShapeBench& options);
+// The groups of linears that share an input, with synthetic weights: q k v, o, gate up and down of a model's
+// layer, or the one of MxNxK. With recipe "none" they have shapes only.
+struct SyntheticGroup {
+  std::string name;
+  int64_t tokens = 0;  // M of MxNxK
+  int64_t out_features = 0, in_features = 0;
+  std::vector<PackedLinear> linears;
+};
+std::vector<SyntheticGroup> synthetic_groups(const ShapeBench& options);
 // The linears of one of its layers with synthetic weights: q, k, v, o, gate, up, down.
 std::vector<PackedLinear> synthetic_layer(const ShapeBench& options);
 

@@ -27,6 +27,8 @@ namespace {
 const LinearKernel* forced_kernel(const LinearFormat& format) {
   const char* name = std::getenv("NIBBLE_KERNEL");
   if (name == nullptr || *name == '\0') return nullptr;
+  if (std::string_view(name).rfind("cuda-", 0) == 0)
+    return nullptr;  // one of a GPU's (linear_table.cc there)
   bool known = false;
   for (const LinearFormat* each : all_formats()) {
     for (const LinearKernel* kernel : each->kernels) {

@@ -16,6 +16,19 @@ int parse_device(const std::string& name) {
   return std::stoi(std::string(number));
 }
 
+CacheType device_cache_type(CacheTypes wanted) {
+  const auto kept = [](CacheType type) {
+    if (type == CacheType::kQ4) fail_usage("on a GPU keys and values are kept as f16 or q8, not as q4");
+    return type == CacheType::kQ8 ? CacheType::kQ8 : CacheType::kF16;
+  };
+  const CacheType keys = kept(wanted.keys), values = kept(wanted.values);
+  if (keys != values) {
+    fail_usage("on a GPU keys and values are kept alike, not as {} and {}", cache_type_name(wanted.keys),
+               cache_type_name(wanted.values));
+  }
+  return keys;
+}
+
 #ifndef NIBBLE_WITH_CUDA
 namespace {
 [[noreturn]] void fail_without_cuda(int device) {

@@ -13,7 +13,7 @@
 
 namespace nibble {
 
-// One sequence and its keys and values (FP16) in device memory.
+// One sequence and its keys and values in device memory.
 class DeviceSequence {
  public:
   virtual ~DeviceSequence() = default;
@@ -43,8 +43,10 @@ struct DeviceLinearFacts {
 class DeviceModel {
  public:
   virtual ~DeviceModel() = default;
-  // Throws Error when the memory does not suffice, before any is taken.
-  virtual std::unique_ptr<DeviceSequence> make_sequence(int64_t capacity) = 0;
+  // Keys and values are kept as `type`, kF16 or kQ8. Throws Error when the memory does not suffice, before
+  // any is taken.
+  virtual std::unique_ptr<DeviceSequence> make_sequence(int64_t capacity,
+                                                        CacheType type = CacheType::kF16) = 0;
   // Logits [count, vocabulary] of hidden states [count, hidden_size].
   virtual void logits(const float* hidden, int64_t count, float* out) = 0;
 
@@ -58,6 +60,10 @@ class DeviceModel {
 
 // "cpu", "auto", "cuda" or "cuda:N" -> the GPU's number, or -1 for the CPU. UsageError for anything else.
 int parse_device(const std::string& name);
+
+// How keys and values are kept on a GPU when `wanted` is asked for: both as F16, also for F32, or both as Q8.
+// UsageError for types that it does not have.
+CacheType device_cache_type(CacheTypes wanted);
 
 // Throws Error unless this program can use that GPU: before anything is read.
 void require_device(int device);

@@ -59,12 +59,7 @@ std::unique_ptr<Engine> Engine::open(const std::filesystem::path& path, std::sha
 }
 
 CacheTypes Engine::cache_types(CacheTypes wanted) const {
-  if (!device_) return wanted;
-  for (const CacheType type : {wanted.keys, wanted.values}) {
-    if (type != CacheType::kF32 && type != CacheType::kF16)
-      fail_usage("on a GPU keys and values are kept as f16, not as {}", cache_type_name(type));
-  }
-  return CacheType::kF16;
+  return device_ ? CacheTypes(device_cache_type(wanted)) : wanted;
 }
 
 const Tokenizer& Engine::tokenizer() const {
@@ -85,7 +80,7 @@ Session::Session(const Engine& engine, int64_t capacity, CacheTypes types)
   }
   types = engine.cache_types(types);
   if (engine.device() != nullptr) {
-    sequence_ = engine.device()->make_sequence(capacity);
+    sequence_ = engine.device()->make_sequence(capacity, types.keys);
   } else {
     cache_ = engine.model().make_cache(capacity, types);
   }

@@ -41,8 +41,8 @@ class Engine {
   // On a GPU it has no kernels: it only says what the model is.
   const Model& model() const { return *model_; }
   DeviceModel* device() const { return device_.get(); }  // null on the CPU
-  // How keys and values are really kept when `wanted` is asked for: on a GPU as F16, also for F32. Throws
-  // UsageError for types that it does not have.
+  // How keys and values are really kept when `wanted` is asked for: as that, on a GPU as device_cache_type()
+  // says. Throws UsageError for types that it does not have.
   CacheTypes cache_types(CacheTypes wanted) const;
   const std::shared_ptr<ThreadPool>& pool() const { return pool_; }
   const std::filesystem::path& path() const { return checkpoint_.path(); }

@@ -47,8 +47,7 @@ class WindowRunner : public LogitsSource {
   WindowRunner(const Engine& engine, int64_t length, int64_t windows_at_once, CacheTypes cache)
       : engine_(engine), length_(length) {
     if (engine.device() != nullptr) {
-      engine.cache_types(cache);
-      sequence_ = engine.device()->make_sequence(length);
+      sequence_ = engine.device()->make_sequence(length, engine.cache_types(cache).keys);
       return;
     }
     for (int64_t i = 0; i < windows_at_once; ++i) caches_.push_back(engine.model().make_cache(length, cache));

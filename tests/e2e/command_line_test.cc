@@ -82,6 +82,8 @@ TEST(Usage, WrongUseExitsWithTwo) {
     expect_refusal({"bench", "--shape", shape}, 2, "expected MxNxK");
   }
   expect_refusal({"bench", "--shape", "1x1x1", "--recipe", "no-such-recipe"}, 2, "no-such-recipe");
+  expect_refusal({"bench", "--shape", "1x1x1", "--kernels"}, 2, "--kernels is for --device cuda");
+  expect_refusal({"bench", model, "--kernels"}, 2, "--shape");
 }
 
 TEST(Failure, MissingAndBrokenModelsExitWithOne) {
@@ -122,6 +124,7 @@ TEST(Failure, ImpossiblePathsAndDevicesAreRefused) {
   expect_refusal({"doctor"}, 1, "NIBBLE_CPU=abacus", {.environment = {"NIBBLE_CPU=abacus"}});
   expect_refusal({"run", model, "-p", "x", "--device", "cuda"}, 1, "--device cuda:0");
   expect_refusal({"run", model, "-p", "x", "--device", "cuda:1"}, 1, "--device cuda:1");
+  expect_refusal({"bench", "--shape", "1x1x1", "--device", "cuda"}, 1, "--device cuda:0");
 }
 
 TEST(Failure, OutputsThatCannotBeWrittenAreRefusedBeforeTheWork) {

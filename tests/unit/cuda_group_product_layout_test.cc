@@ -175,5 +175,29 @@ TEST(SignedCodes, EqualDivision) {
   }
 }
 
+// Floats next to every quotient that is rounded up or down, and far beyond the largest code.
+TEST(SignedCodes, OfFloatsEqualDivision) {
+  std::mt19937 generator(4);
+  std::uniform_real_distribution<float> exponents(-140, 126);
+  std::vector<float> scales = {0.0f, 1e-45f, std::numeric_limits<float>::min(), 0.125f, 1.0f / 3, 2e38f};
+  for (int i = 0; i < 3000; ++i) scales.push_back(std::exp2(exponents(generator)));
+  for (const float scale : scales) {
+    const FloatSignedRule rule = float_signed_rule(scale);
+    const auto check = [&](float x) {
+      if (!std::isfinite(x)) return;
+      ASSERT_EQ(float_signed_code_plus_127(x, rule) - 127, by_division(x, scale)) << x << " / " << scale;
+    };
+    for (int i = 0; i < 130; ++i) {
+      float x = static_cast<float>(double{scale} * (i + 0.5));
+      for (int back = 0; back < 3; ++back) x = std::nextafter(x, 0.0f);
+      for (int near = 0; near < 7; ++near, x = std::nextafter(x, INFINITY)) {
+        check(x);
+        check(-x);
+      }
+    }
+    for (const float x : {0.0f, 3e38f, -3e38f, 1e-45f}) check(x);
+  }
+}
+
 }  // namespace
 }  // namespace nibble::group_int_a8_cuda

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <random>
 #include <set>
 
 #include "formats/group_int_a8/cuda/few_tokens_layout.h"
@@ -97,6 +98,47 @@ TEST(TokenCodes, EqualDivisionWhereverTheyCouldDiffer) {
     }
   }
   EXPECT_EQ(checked, 1024 * 256 * 18);
+}
+
+// Floats x whose quotient by s is next to i + 1/2, for scales with all kinds of mantissas: the first and last
+// of a binade, few and many bits.
+TEST(TokenCodes, OfFloatsEqualDivisionWhereverTheyCouldDiffer) {
+  std::mt19937 generator(1);
+  std::uniform_real_distribution<float> mantissa(1, 2);
+  int64_t checked = 0;
+  for (int draw = 0; draw < 3000; ++draw) {
+    float s = mantissa(generator);
+    if (draw < 8) s = 1 + static_cast<float>(draw) * 0x1p-23f;
+    if (draw >= 8 && draw < 16) s = 2 - static_cast<float>(draw - 7) * 0x1p-23f;
+    const int exponent = draw % 3 == 0 ? 0 : static_cast<int>(generator() % 180) - 120;
+    s = std::ldexp(s, exponent);
+    const CodeRange range = {s, 300};
+    const FloatCodeRule rule = float_code_rule(range, 100000);
+    for (int i = 0; i < 256; ++i) {
+      float x = static_cast<float>(double{s} * (i + 0.5));
+      for (int back = 0; back < 3; ++back) x = std::nextafter(x, 0.0f);
+      for (int near = 0; near < 7; ++near, x = std::nextafter(x, INFINITY)) {
+        for (const float value : {x, -x}) {
+          ASSERT_EQ(code_of_float(value * rule.factor, rule.rule), by_division(value, range, 100000))
+              << value << " / " << s;
+          ++checked;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(checked, 3000 * 256 * 14);
+}
+
+TEST(TokenCodes, OfTinyFloats) {
+  // Even where scales and values are subnormal.
+  for (const float largest : {1e-20f, 1e-30f, 1e-37f, 1e-40f}) {
+    const CodeRange range = code_range(-largest / 3, largest, 15);
+    const FloatCodeRule rule = float_code_rule(range, 15);
+    for (int i = -100; i <= 300; ++i) {
+      const float x = largest * static_cast<float>(i) / 300;
+      EXPECT_EQ(code_of_float(x * rule.factor, rule.rule), by_division(x, range, 15)) << x;
+    }
+  }
 }
 
 TEST(TokenCodes, RangesOfOddTokens) {

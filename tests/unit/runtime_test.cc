@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "runtime/device_model.h"
 #include "runtime/generate.h"
 #include "runtime/perplexity.h"
 #include "runtime/token_ids.h"
@@ -145,6 +146,16 @@ TEST(CutWindows, RefusesTooLittleTextWithBothCounts) {
   }
   EXPECT_THROW(cut_windows(ids, 1, 0, -1, "book.txt"), UsageError);
   EXPECT_THROW(cut_windows(ids, 2, -1, -1, "book.txt"), UsageError);
+}
+
+TEST(DeviceCacheType, IsF16OrQ8ForBoth) {
+  EXPECT_EQ(device_cache_type(CacheType::kF32), CacheType::kF16);
+  EXPECT_EQ(device_cache_type({CacheType::kF16, CacheType::kF32}), CacheType::kF16);
+  EXPECT_EQ(device_cache_type(CacheType::kQ8), CacheType::kQ8);
+  for (const CacheTypes types : {CacheTypes(CacheType::kQ4), CacheTypes(CacheType::kQ8, CacheType::kF16),
+                                 CacheTypes(CacheType::kF16, CacheType::kQ4)}) {
+    EXPECT_THROW(device_cache_type(types), UsageError);
+  }
 }
 
 TEST(ParseTokenIds, AcceptsTheUsualSeparators) {

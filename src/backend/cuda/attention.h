@@ -1,10 +1,13 @@
-// Causal attention on the GPU with grouped query heads over a paged cache (kv_cache.h): FP16 in and out, FP32
-// sums and softmax.
+// Causal attention on the GPU with grouped query heads over a paged cache (kv_cache.h): FP16 in and
+// out, FP32 sums and softmax.
 //
 //   few     1 to 4 tokens, head size 32, 64, 96 or 128: the keys of a sequence are split over blocks, each of
 //           which serves all query heads that share them; mma.sync straight from global memory
-//   prompt  any number of tokens, head size 64 or 128: tiles of 128 queries by 64 keys on wgmma
+//   prompt  any number of tokens, head size 64 or 128, on Hopper: tiles of 128 queries by 64 keys on wgmma
 //   plain   everything else: a warp per query
+//
+// Of an 8-bit cache the first reads codes (head sizes 64 and 128); for all else the layer's keys and values
+// are expanded to FP16 first, in memory that all layers share.
 #pragma once
 
 #include <cuda.h>
@@ -27,9 +30,13 @@ struct AttentionProblem {
   int window = 0;                           // positions that a query sees, itself included; 0: all
   float scale = 0;
   LayerCache cache;  // holds the keys and values of all tokens already
+  // Of an 8-bit cache: FP16 of the same shape and table, with so many pages in the table, all finite numbers.
+  LayerCache expanded;
+  int table_pages = 0;
 };
 
-// How the copy engine sees a layer's part of the cache, for the prompt kernel.
+// How the copy engine sees a layer's part of an FP16 cache (the expanded one of an 8-bit cache), for the
+// prompt kernel; nothing where that does not run.
 struct CacheMaps {
   CUtensorMap keys;    // [pages * kv_heads * 64, head_dim], boxes of 64 rows
   CUtensorMap values;  // [pages * kv_heads * head_dim, 64], boxes of head_dim rows
@@ -38,7 +45,7 @@ struct CacheMaps {
 CacheMaps make_cache_maps(const LayerCache& cache, int64_t pages);
 
 enum class AttentionKind { kFew, kPrompt, kPlain };
-AttentionKind attention_kind(int tokens, int head_dim);
+AttentionKind attention_kind(int tokens, int head_dim, bool hopper);
 const char* attention_kind_name(AttentionKind kind);  // "few", "prompt", "plain"
 
 // Device memory that attention() needs, all zeros before the first call; it leaves it fit for the next.
@@ -54,5 +61,7 @@ void launch_attention_few(const AttentionProblem& problem, void* workspace, int 
                           cudaStream_t stream);
 void launch_attention_prompt(const AttentionProblem& problem, const CacheMaps& maps, cudaStream_t stream);
 void launch_attention_plain(const AttentionProblem& problem, cudaStream_t stream);
+// problem.expanded = the positions of problem.cache that the tokens see, in whole pages.
+void launch_expand_cache(const AttentionProblem& problem, cudaStream_t stream);
 
 }  // namespace nibble::cuda

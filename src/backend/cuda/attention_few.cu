@@ -4,36 +4,25 @@
 // and call the channels (of keys) or positions (of values) in there whatever the operand map wants them to
 // be.
 //
-// A warp's unit is 32 positions. With lane = 4 g + q:
-//   keys    as operand b of tile j (8 positions): column g is position 8 (g / 2) + 2 j + g % 2; bytes 16 q of
-//           every 64 of its channels are rows 2q, 2q + 1, 2q + 8, 2q + 9 of two products. Queries likewise.
+// A warp's unit is 32 positions (attention_few_unit.cuh). With lane = 4 g + q:
 //   scores  lane holds, of tile j, query head g at positions 8 q + 2 j and 8 q + 2 j + 1
-//   values  as operand b of tile d (8 channels): column g is channel 8 d + g; the lane's 16 bytes are
-//   positions
+//   values  as operand b of tile d (8 channels): column g is channel 8 d + g; the lane's bytes are positions
 //           8 q to 8 q + 7: those whose scores it holds
 #include <algorithm>
 
 #include "backend/cuda/attention.h"
+#include "backend/cuda/attention_few_unit.cuh"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/ptx.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 8, kUnit = 32, kMaximumTokens = 4;
+constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 8, kUnit = kUnitPositions, kMaximumTokens = 4;
 constexpr int kLeastUnits = 4;  // per block: one per warp
 constexpr int kMaximumSplits = 64;
 constexpr int kBlocksPerMultiprocessor = 2;
 constexpr unsigned kAllLanes = 0xffffffffu;
-
-__device__ inline uint4 load_once(const __half* from) {
-  uint4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from)
-               : "memory");
-  return v;
-}
 
 __device__ inline uint32_t pack(float a, float b) {
   const __half2 pair = __floats2half2_rn(a, b);
@@ -48,7 +37,7 @@ struct Partials {
   int* arrived;
 };
 
-template <int kHeadDim>
+template <int kHeadDim, bool kInt8>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     few_kernel(AttentionProblem problem, int sets_per_head, float* all_sums, float2* all_scales,
                int* all_arrived) {
@@ -76,44 +65,25 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const int from_unit = first_unit + split * share, to_unit = min(first_unit + units, from_unit + share);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  uint4 k[4][kParts], v[kTiles];
-  const auto place_of = [&](int unit) {
-    return problem.cache.offset(problem.cache.pages[unit * kUnit / kPagePositions], kv_head);
-  };
-  const auto load_keys = [&](int unit) {
-    const int slot = unit * kUnit % kPagePositions + 8 * (g / 2) + g % 2;
-    const __half* const keys = problem.cache.keys + place_of(unit) + int64_t{slot} * kHeadDim + 8 * q;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) k[j][part] = load_once(keys + 2 * j * kHeadDim + 32 * part);
-    }
-  };
-  const auto load_values = [&](int unit) {
-    const int slot = unit * kUnit % kPagePositions + 8 * q;
-    const __half* const values = problem.cache.values + place_of(unit) + g * kPagePositions + slot;
-#pragma unroll
-    for (int d = 0; d < kTiles; ++d) v[d] = load_once(values + d * 8 * kPagePositions);
+  FewUnit<kHeadDim, kInt8> loaded;
+  const auto load = [&](int unit) {
+    const int page = problem.cache.pages[unit * kUnit / kPagePositions], slot = unit * kUnit % kPagePositions;
+    loaded.load_keys(problem.cache, page, kv_head, slot, g, q);
+    loaded.load_values(problem.cache, page, kv_head, slot, g, q);
   };
   // The previous kernel rotates queries and stores this pass's positions; what is older can be read while it
   // runs.
   const int first = from_unit + warp, newest_unit = *problem.first_position / kUnit;
   const bool early = first < to_unit && first < newest_unit;
-  if (early) {
-    load_keys(first);
-    load_values(first);
-  }
+  if (early) load(first);
   ptx::wait_for_previous_kernel();
   ptx::launch_dependents();
-  if (first < to_unit && !early) {
-    load_keys(first);
-    load_values(first);
-  }
+  if (first < to_unit && !early) load(first);
   if (threadIdx.x < 32) {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const __half* const from =
-          problem.qkv + token * shape.stride() + int64_t{head + g} * kHeadDim + 32 * part + 8 * q;
+          problem.qkv + token * shape.stride() + int64_t{head + g} * kHeadDim + loaded.query_channel(part, q);
       queries[part][lane] = g < rows ? *reinterpret_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
     }
   }
@@ -134,8 +104,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
       const uint32_t low[4] = {query.x, 0, query.y, 0}, high[4] = {query.z, 0, query.w, 0};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        ptx::mma_16x8x16(score[j], low, k[j][part].x, k[j][part].y);
-        ptx::mma_16x8x16(score[j], high, k[j][part].z, k[j][part].w);
+        const uint4 key = loaded.key(j, part);
+        ptx::mma_16x8x16(score[j], low, key.x, key.y);
+        ptx::mma_16x8x16(score[j], high, key.z, key.w);
       }
     }
     float now = largest;
@@ -167,13 +138,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     for (int d = 0; d < kTiles; ++d) {
       total[d][0] *= keep;
       total[d][1] *= keep;
-      ptx::mma_16x8x16(total[d], low, v[d].x, v[d].y);
-      ptx::mma_16x8x16(total[d], high, v[d].z, v[d].w);
+      const uint4 value = loaded.value(d);
+      ptx::mma_16x8x16(total[d], low, value.x, value.y);
+      ptx::mma_16x8x16(total[d], high, value.z, value.w);
     }
-    if (unit + kWarps < to_unit) {
-      load_keys(unit + kWarps);
-      load_values(unit + kWarps);
-    }
+    if (unit + kWarps < to_unit) load(unit + kWarps);
   }
   weight += __shfl_xor_sync(kAllLanes, weight, 1);
   weight += __shfl_xor_sync(kAllLanes, weight, 2);
@@ -288,15 +257,20 @@ void launch_attention_few(const AttentionProblem& problem, void* workspace, int 
     launch_dependent(kernel, dim3(made.splits, made.sets, problem.tokens), kThreads, 0, stream, "attention",
                      problem, made.sets_per_head, sums, scales, arrived);
   };
-  switch (problem.shape.head_dim) {
+  const bool int8 = problem.cache.is_int8();
+  switch (int8 ? -problem.shape.head_dim : problem.shape.head_dim) {
+    case -64:
+      return launch(few_kernel<64, true>);
+    case -128:
+      return launch(few_kernel<128, true>);
     case 32:
-      return launch(few_kernel<32>);
+      return launch(few_kernel<32, false>);
     case 64:
-      return launch(few_kernel<64>);
+      return launch(few_kernel<64, false>);
     case 96:
-      return launch(few_kernel<96>);
+      return launch(few_kernel<96, false>);
     case 128:
-      return launch(few_kernel<128>);
+      return launch(few_kernel<128, false>);
     default:
       check(cudaErrorInvalidValue, "attention of few tokens");
   }

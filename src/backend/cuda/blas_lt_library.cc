@@ -34,7 +34,11 @@ const BlasLt& blas_lt() {
       if (reason.empty()) reason = dlerror();
     }
     if (handle == nullptr)
-      fail("FP16 products on the GPU need cuBLASLt, which could not be opened: {}", reason);
+      fail(
+          "FP16 products on the GPU need cuBLASLt, which could not be opened ({}): install CUDA's libraries, "
+          "or "
+          "name their folder in LD_LIBRARY_PATH",
+          reason);
     BlasLt made = {};
     resolve(handle, "cublasLtCreate", made.create);
     resolve(handle, "cublasLtGetVersion", made.version);

@@ -75,10 +75,15 @@ bool always_fuses(const PackedLinear&, const PackedLinear&) { return true; }
 
 }  // namespace
 
-const DeviceKernel kDenseDeviceKernel = {
-    .name = "cuda-f16", .refusal = never_refused, .load = load, .bytes = half_bytes, .fuses = always_fuses};
+const DeviceKernel kDenseDeviceKernel = {.name = "cuda-f16",
+                                         .portable = true,
+                                         .refusal = never_refused,
+                                         .load = load,
+                                         .bytes = half_bytes,
+                                         .fuses = always_fuses};
 const DeviceKernel kExpandedDeviceKernel = {.name = "cuda-expanded",
                                             .slower = true,
+                                            .portable = true,
                                             .refusal = never_refused,
                                             .load = load,
                                             .bytes = half_bytes,

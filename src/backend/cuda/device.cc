@@ -16,10 +16,51 @@ void check(cudaError_t code, const char* what) {
 
 void check_last(const char* what) { check(cudaGetLastError(), what); }
 
+bool is_hopper(const Device& device) { return is_hopper(device.major, device.minor); }
+
+bool on_hopper() {
+  int index = 0, major = 0, minor = 0;
+  check(cudaGetDevice(&index), "asking for the current GPU");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "asking what the GPU can");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), "asking what the GPU can");
+  return is_hopper(major, minor);
+}
+
+std::string capability_refusal(int major, int minor) {
+  if (major < 8) {
+    return format_text(
+        "compute capability {}.{} is older than 8.0 (Ampere), the first that this program has "
+        "kernels for",
+        major, minor);
+  }
+  if (major == 8 || is_hopper(major, minor)) return "";
+  return format_text(
+      "this program has no kernels for compute capability {}.{}, only for 8.0 to 8.9 (Ampere, "
+      "Ada) and 9.0 (Hopper)",
+      major, minor);
+}
+
+std::string absence_reason(cudaError_t code, int driver_version, int runtime_version) {
+  const auto text = [](int version) { return format_text("{}.{}", version / 1000, version % 1000 / 10); };
+  if (driver_version == 0) return "there is no NVIDIA driver";
+  // A driver serves programs of its own major version of CUDA.
+  if (code == cudaErrorInsufficientDriver) {
+    return format_text("the NVIDIA driver is for CUDA {}, too old for this program's {}; update the driver",
+                       text(driver_version), text(runtime_version));
+  }
+  if (code == cudaSuccess || code == cudaErrorNoDevice) return "the NVIDIA driver finds no GPU";
+  return format_text("{} ({})", cudaGetErrorString(code), cudaGetErrorName(code));
+}
+
 Device open_device(int index) {
   Device device = {.index = index};
+  check(cudaRuntimeGetVersion(&device.runtime_version), "reading CUDA's version");
+  check(cudaDriverGetVersion(&device.driver_version), "reading the driver's version");
   int count = 0;
-  check(cudaGetDeviceCount(&count), format_text("--device cuda:{}: looking for NVIDIA GPUs", index).c_str());
+  if (const cudaError_t code = cudaGetDeviceCount(&count); code != cudaSuccess || count == 0) {
+    cudaGetLastError();
+    fail("--device cuda:{}: {}", index, absence_reason(code, device.driver_version, device.runtime_version));
+  }
   if (index < 0 || index >= count)
     fail_usage("--device cuda:{}: there is no such GPU; this machine has {}", index, count);
   cudaDeviceProp properties = {};
@@ -30,20 +71,22 @@ Device open_device(int index) {
   device.multiprocessors = properties.multiProcessorCount;
   device.memory_bytes = properties.totalGlobalMem;
   device.l2_bytes = static_cast<size_t>(properties.l2CacheSize);
-  check(cudaRuntimeGetVersion(&device.runtime_version), "reading CUDA's version");
-  check(cudaDriverGetVersion(&device.driver_version), "reading the driver's version");
-  if (device.major != 9 || device.minor != 0) {
-    fail("GPU {} ({}) has compute capability {}.{}; this build has kernels for 9.0 (Hopper)", index,
-         device.name, device.major, device.minor);
-  }
+  if (const std::string refusal = capability_refusal(device.major, device.minor); !refusal.empty())
+    fail("--device cuda:{} ({}): {}", index, device.name, refusal);
   check(cudaSetDevice(index), "opening the GPU");
   return device;
 }
 
 Buffer::Buffer(size_t bytes) : bytes_(bytes) {
-  const std::string what =
-      format_text("allocating {} of GPU memory", format_bytes(static_cast<double>(bytes)));
-  check(cudaMalloc(&data_, std::max<size_t>(bytes, 1)), what.c_str());
+  const cudaError_t code = cudaMalloc(&data_, std::max<size_t>(bytes, 1));
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    size_t available = 0, total = 0;
+    check(cudaMemGetInfo(&available, &total), "asking for free GPU memory");
+    fail("out of GPU memory: {} were asked for, {} of {} are free", format_bytes(static_cast<double>(bytes)),
+         format_bytes(static_cast<double>(available)), format_bytes(static_cast<double>(total)));
+  }
+  check(code, format_text("allocating {} of GPU memory", format_bytes(static_cast<double>(bytes))).c_str());
 }
 
 Buffer::~Buffer() {

@@ -24,8 +24,23 @@ struct Device {
 };
 
 // Makes device `index` the current one of this thread. Throws Error when there is no driver, no such device,
-// or when it is older than the kernels of this build (compute capability 9.0).
+// or when it is older or newer than the kernels of this build.
 Device open_device(int index);
+
+// Whether a GPU of this compute capability has what most kernels are written for: wgmma, the copy engine,
+// clusters, dependent launches (9.0 and no other). GPUs of 8.0 to 8.9 run those of the table's kernels that
+// are `portable` (linear.h).
+constexpr bool is_hopper(int major, int minor) { return major == 9 && minor == 0; }
+bool is_hopper(const Device& device);
+// Of the current device.
+bool on_hopper();
+
+// Why a GPU of this compute capability cannot be used, or nothing: "compute capability 7.5 is older than ..."
+std::string capability_refusal(int major, int minor);
+// What to tell someone for whom looking for GPUs ended with `code`: whether the driver is missing, too old
+// for `runtime_version` (13000 is 13.0), or finds no GPU. `driver_version` as cudaDriverGetVersion() tells,
+// 0 without a driver.
+std::string absence_reason(cudaError_t code, int driver_version, int runtime_version);
 
 // Memory of the current device. Uninitialised.
 class Buffer {

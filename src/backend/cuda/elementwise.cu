@@ -4,27 +4,10 @@
 #include "backend/cuda/elementwise.h"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/ptx.cuh"
+#include "backend/cuda/reduce.cuh"
 
 namespace nibble::cuda {
 namespace {
-
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-__device__ inline float warp_sum(float value) {
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(kAllLanes, value, lane);
-  return value;
-}
-
-// Every thread gets the sum over the block; blocks of up to 1024 threads.
-__device__ inline float block_sum(float value) {
-  __shared__ float sums[32];
-  value = warp_sum(value);
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
-  __syncthreads();
-  const int warps = static_cast<int>(blockDim.x) / 32;
-  return warp_sum(static_cast<int>(threadIdx.x % 32) < warps ? sums[threadIdx.x % 32] : 0.0f);
-}
 
 struct alignas(8) Half4 {
   __half2 a, b;
@@ -110,113 +93,6 @@ __global__ void add_bias_kernel(__half* y, int64_t y_stride, const float* bias, 
   ptx::launch_dependents();
   __half* const row = y + int64_t{blockIdx.x} * y_stride;
   for (int i = threadIdx.x; i < n; i += blockDim.x) row[i] = __float2half_rn(__half2float(row[i]) + bias[i]);
-}
-
-// A block of 8 warps per token, a head per warp. A lane holds elements 2 l, 2 l + 1 and half + 2 l, half + 2
-// l + 1 for l = lane, lane + 32: both kinds of pairs lie within one lane.
-constexpr int kRotateWarps = 8, kMaximumHeadDim = 256, kSteps = kMaximumHeadDim / 128;
-
-// Grid (tokens, sets of heads). Position and table of pages were there before the pass began: the turns are
-// computed while the previous kernel ends.
-template <bool kStoreValues>
-__global__ void __launch_bounds__(32 * kRotateWarps) rotate_kernel(RotateProblem problem) {
-  __shared__ float2 turns[kMaximumHeadDim / 2];  // cosine and sine
-  const HeadsShape shape = problem.shape;
-  const int token = blockIdx.x, position = *problem.first_position + token;
-  const int half = shape.head_dim / 2, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (problem.frequencies != nullptr) {
-    for (int i = threadIdx.x; i < half; i += blockDim.x) {
-      float sine, cosine;
-      sincosf(static_cast<float>(position) * problem.frequencies[i], &sine, &cosine);
-      turns[i] = {cosine, sine};
-    }
-  }
-  __half* const row = problem.qkv + int64_t{token} * shape.stride();
-  const int page = problem.cache.pages[position / kPagePositions], slot = position % kPagePositions;
-  __syncthreads();
-  ptx::wait_for_previous_kernel();
-  ptx::launch_dependents();
-
-  const int heads = shape.heads + (kStoreValues ? 2 : 1) * shape.kv_heads;
-  for (int head = blockIdx.y * kRotateWarps + warp; head < heads; head += gridDim.y * kRotateWarps) {
-    if (kStoreValues && head >= shape.heads + shape.kv_heads) {
-      const __half* const values = row + int64_t{head} * shape.head_dim;
-      __half* const to =
-          problem.cache.values + problem.cache.offset(page, head - shape.heads - shape.kv_heads) + slot;
-      for (int d = lane; d < shape.head_dim; d += 32) to[d * kPagePositions] = values[d];
-      continue;
-    }
-    const bool query = head < shape.heads;
-    __half* const from = row + int64_t{head} * shape.head_dim;
-    const float* const norm = query ? problem.query_norm : problem.key_norm;
-    float2 low[kSteps], high[kSteps];
-    float squares = 0;
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int i = 2 * (lane + 32 * s);
-      low[s] = high[s] = {0, 0};
-      if (i >= half) continue;
-      low[s] = __half22float2(*reinterpret_cast<const __half2*>(from + i));
-      high[s] = __half22float2(*reinterpret_cast<const __half2*>(from + half + i));
-      squares += low[s].x * low[s].x + low[s].y * low[s].y + high[s].x * high[s].x + high[s].y * high[s].y;
-    }
-    const float scale =
-        norm == nullptr ? 1.0f
-                        : rsqrtf(warp_sum(squares) / static_cast<float>(shape.head_dim) + problem.epsilon);
-    __half* const to =
-        query ? from
-              : problem.cache.keys + problem.cache.offset(page, head - shape.heads) + slot * shape.head_dim;
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int i = 2 * (lane + 32 * s);
-      if (i >= half) continue;
-      float2 a = low[s], b = high[s];
-      if (norm != nullptr) {
-        a = {a.x * scale * norm[i], a.y * scale * norm[i + 1]};
-        b = {b.x * scale * norm[half + i], b.y * scale * norm[half + i + 1]};
-      }
-      if (problem.frequencies != nullptr && problem.interleaved) {
-        const float2 first = turns[i / 2], second = turns[half / 2 + i / 2];
-        a = {a.x * first.x - a.y * first.y, a.y * first.x + a.x * first.y};
-        b = {b.x * second.x - b.y * second.y, b.y * second.x + b.x * second.y};
-      } else if (problem.frequencies != nullptr) {
-        const float2 first = turns[i], second = turns[i + 1];
-        const float2 rotated = {a.x * first.x - b.x * first.y, a.y * second.x - b.y * second.y};
-        b = {b.x * first.x + a.x * first.y, b.y * second.x + a.y * second.y};
-        a = rotated;
-      }
-      *reinterpret_cast<__half2*>(to + i) = __floats2half2_rn(a.x, a.y);
-      *reinterpret_cast<__half2*>(to + half + i) = __floats2half2_rn(b.x, b.y);
-    }
-  }
-}
-
-// Values of many tokens, transposed through shared memory: a block per page and head.
-__global__ void store_values_kernel(RotateProblem problem) {
-  extern __shared__ __half tile[];  // [64, head_dim + 2]
-  ptx::wait_for_previous_kernel();
-  ptx::launch_dependents();
-  const HeadsShape shape = problem.shape;
-  const int first_position = *problem.first_position, head = blockIdx.y;
-  const int entry = first_position / kPagePositions + static_cast<int>(blockIdx.x);
-  const int begin = max(first_position, entry * kPagePositions);
-  const int end = min(first_position + problem.tokens, (entry + 1) * kPagePositions);
-  if (begin >= end) return;
-  const int width = shape.head_dim + 2;
-  const __half* const from = problem.qkv + int64_t{shape.heads + shape.kv_heads + head} * shape.head_dim;
-  for (int i = threadIdx.x; i < (end - begin) * (shape.head_dim / 2); i += blockDim.x) {
-    const int t = i / (shape.head_dim / 2), d = i % (shape.head_dim / 2) * 2;
-    const int64_t token = begin - first_position + t;
-    *reinterpret_cast<__half2*>(tile + t * width + d) =
-        *reinterpret_cast<const __half2*>(from + token * shape.stride() + d);
-  }
-  __syncthreads();
-  __half* const to = problem.cache.values + problem.cache.offset(problem.cache.pages[entry], head);
-  const int slot = begin % kPagePositions;
-  for (int i = threadIdx.x; i < kPagePositions * shape.head_dim; i += blockDim.x) {
-    const int d = i / kPagePositions, t = i % kPagePositions;
-    if (t < end - begin) to[d * kPagePositions + slot + t] = tile[t * width + d];
-  }
 }
 
 template <typename T>
@@ -331,21 +207,6 @@ void launch_silu_multiply(const __half* gate_up, int tokens, int width, __half* 
 void launch_add_bias(__half* y, int64_t y_stride, const float* bias, int tokens, int n, cudaStream_t stream) {
   launch_dependent(add_bias_kernel, tokens, std::min(256, threads_for(n)), 0, stream, "adding a bias", y,
                    y_stride, bias, n);
-}
-
-void launch_rotate_and_store(const RotateProblem& problem, cudaStream_t stream) {
-  const HeadsShape& shape = problem.shape;
-  const char* const what = "storing keys and values";
-  if (shape.head_dim % 4 != 0 || shape.head_dim > kMaximumHeadDim) check(cudaErrorInvalidValue, what);
-  // A few tokens scatter their values themselves.
-  const bool scatter = problem.tokens <= 4;
-  const int sets = scatter ? (shape.heads + 2 * shape.kv_heads + kRotateWarps - 1) / kRotateWarps : 1;
-  launch_dependent(scatter ? rotate_kernel<true> : rotate_kernel<false>, dim3(problem.tokens, sets),
-                   32 * kRotateWarps, 0, stream, what, problem);
-  if (scatter) return;
-  const size_t bytes = sizeof(__half) * kPagePositions * static_cast<size_t>(shape.head_dim + 2);
-  const int pages = problem.tokens / kPagePositions + 2;  // wherever in a page they begin
-  launch_dependent(store_values_kernel, dim3(pages, shape.kv_heads), 256, bytes, stream, what, problem);
 }
 
 void launch_half_from_float(const float* values, int64_t count, __half* out, int* overflowed,

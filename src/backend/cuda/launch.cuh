@@ -1,5 +1,6 @@
 // Launching a kernel that may start before its predecessor on the stream has ended (programmatic dependent
-// launch): it must call ptx::wait_for_previous_kernel() before it touches what others write or read.
+// launch): it must call ptx::wait_for_previous_kernel() before it touches what others write or read. Before
+// Hopper kernels simply follow one another.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,7 +23,7 @@ void launch_dependent(void (*kernel)(Parameters...), dim3 grid, dim3 block, size
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = on_hopper() ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...),
         what);
 }

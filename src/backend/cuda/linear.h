@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "backend/cuda/device.h"
+#include "backend/cuda/input_step.h"
 #include "formats/format.h"
 
 namespace nibble::cuda {
@@ -47,6 +48,13 @@ class DeviceLinear {
   virtual void forward(const __half* x, int tokens, __half* y, int64_t y_stride, void* workspace,
                        cudaStream_t stream) const = 0;
 
+  // Linears that quantize their input may take over the step that makes it. forward_from() is forward() of
+  // what `step` yields, rounded to nothing less than FP32 before it is quantized, and does what else the step
+  // does (a norm adds to the residual). Only to be called where takes_steps() holds.
+  virtual bool takes_steps() const { return false; }
+  virtual void forward_from(const InputStep& step, int tokens, __half* y, int64_t y_stride, void* workspace,
+                            cudaStream_t stream) const;
+
   // Called outside of any recording before forward() runs with so many tokens: for what is chosen by timing.
   virtual void prepare(int tokens, void* workspace, cudaStream_t stream) const {
     static_cast<void>(tokens), static_cast<void>(workspace), static_cast<void>(stream);
@@ -62,8 +70,9 @@ class DeviceLinear {
 
 // One way of running a format's linears on the device.
 struct DeviceKernel {
-  const char* name;     // "cuda-w4a16"
-  bool slower = false;  // announced when it runs, refused by --strict
+  const char* name;       // "cuda-w4a16"
+  bool slower = false;    // announced when it runs, refused by --strict
+  bool portable = false;  // runs from compute capability 8.0 on; otherwise on Hopper only
   // Empty when it can run `linear`, fused with others to `out_features`, on `device`; else why not.
   std::string (*refusal)(const Problem& problem, const Device& device);
   // Uploads `linears` (one, or several for which the format's can_fuse held and which `fuses` accepts).

@@ -86,6 +86,12 @@ void DeviceLinearGroup::forward(const __half* x, int tokens, __half* y, void* wo
   }
 }
 
+void DeviceLinearGroup::forward_from(const InputStep& step, int tokens, __half* y, void* workspace,
+                                     cudaStream_t stream) const {
+  NIBBLE_CHECK(takes_steps());
+  parts_.front().linear->forward_from(step, tokens, y, out_features_, workspace, stream);
+}
+
 void DeviceLinearGroup::prepare(int tokens, void* workspace, cudaStream_t stream) const {
   for (const Part& part : parts_) part.linear->prepare(tokens, workspace, stream);
 }

@@ -33,6 +33,9 @@ class DeviceLinearGroup {
   size_t workspace_bytes(int most_tokens) const;
   // y [tokens, out_features()]: outputs side by side in the order of the linears.
   void forward(const __half* x, int tokens, __half* y, void* workspace, cudaStream_t stream) const;
+  // The same of what `step` yields, where its only linear takes steps.
+  bool takes_steps() const { return parts_.size() == 1 && parts_.front().linear->takes_steps(); }
+  void forward_from(const InputStep& step, int tokens, __half* y, void* workspace, cudaStream_t stream) const;
   void prepare(int tokens, void* workspace, cudaStream_t stream) const;
   DeviceLinearGroup duplicate() const;
   size_t bytes() const;

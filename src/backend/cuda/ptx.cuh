@@ -1,6 +1,6 @@
-// The Hopper instructions that CUDA C++ has no name for: barriers in shared memory, bulk copies into it, the
-// order of dependent launches, and matrix products. PTX ISA 8.x, sections "mbarrier", "cp.async.bulk",
-// "griddepcontrol", "mma".
+// The instructions that CUDA C++ has no name for, most of them Hopper's: barriers in shared memory, bulk
+// copies into it, the order of dependent launches, and matrix products. PTX ISA 8.x, sections "mbarrier",
+// "cp.async.bulk", "griddepcontrol", "mma".
 #pragma once
 
 #include <cuda_fp16.h>
@@ -88,9 +88,18 @@ __device__ inline void prefetch_tensor_map(const void* tensor_map) {
 }
 
 // --- dependent launches: the next kernel of the stream may start now; this one waits for the previous one's
-// results.
-__device__ inline void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-__device__ inline void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// results. GPUs before Hopper have none (launch.cuh asks for none there): a kernel starts when the previous
+// one has ended, and there is nothing to do.
+__device__ inline void launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // A barrier among `threads` threads of the block; ids 1 to 15 (0 is __syncthreads).
 __device__ inline void named_barrier(int id, int threads) {

@@ -10,13 +10,17 @@ namespace nibble::cuda {
 namespace {
 
 struct ActivationSizes {
-  size_t control, residual, x, y, qkv, attended, gate_up, activated, logits;
-  size_t total() const { return control + residual + x + y + qkv + attended + gate_up + activated + logits; }
+  size_t control, residual, x, y, qkv, attended, gate_up, activated, rotated, logits;
+  size_t total() const {
+    return control + residual + x + y + qkv + attended + gate_up + activated + rotated + logits;
+  }
 };
 
 ActivationSizes activation_sizes(const ModelSpec& spec, int chunk) {
   const auto halves = [&](int64_t width) { return sizeof(__half) * static_cast<size_t>(chunk * width); };
   const int rows = std::min(kLogitRows, chunk);
+  const int64_t rotated =
+      std::max(spec.hidden_hadamard ? spec.hidden_size : 0, spec.down_hadamard ? spec.intermediate_size : 0);
   return {.control = sizeof(int32_t) * static_cast<size_t>(chunk + 1),
           .residual = sizeof(float) * static_cast<size_t>(chunk * spec.hidden_size),
           .x = halves(spec.hidden_size),
@@ -25,6 +29,7 @@ ActivationSizes activation_sizes(const ModelSpec& spec, int chunk) {
           .attended = halves(spec.query_size()),
           .gate_up = halves(2 * spec.intermediate_size),
           .activated = halves(spec.intermediate_size),
+          .rotated = sizeof(float) * static_cast<size_t>(chunk * rotated),
           .logits = sizeof(float) * static_cast<size_t>(rows * spec.vocabulary)};
 }
 
@@ -78,6 +83,9 @@ CudaModel::CudaModel(ModelSpec spec, Device device, int chunk, Ends ends, std::v
     frequencies_ = Buffer(sizeof(float) * ends_.frequencies.size());
     frequencies_.upload(ends_.frequencies.data(), frequencies_.bytes());
   }
+  if (spec_.hidden_hadamard) hidden_rotation_.emplace(*spec_.hidden_hadamard);
+  if (spec_.down_hadamard) down_rotation_.emplace(*spec_.down_hadamard);
+  if (sizes.rotated > 0) rotated_ = Buffer(sizes.rotated);
   control_ = Buffer(sizes.control);
   residual_ = Buffer(sizes.residual);
   x_ = Buffer(sizes.x);
@@ -103,7 +111,7 @@ void CudaModel::prepare() {
     }
   }
   for (const int rows : {1, std::min(kLogitRows, chunk_)})
-    head().prepare_float(rows, workspace_.data(), stream_.get());
+    head().prepare(rows, workspace_.data(), stream_.get());
   stream_.synchronize();
 }
 
@@ -113,22 +121,22 @@ HeadsShape CudaModel::heads() const {
           .head_dim = static_cast<int>(spec_.head_dim)};
 }
 
-void CudaModel::enqueue_layers(std::span<const LayerCache> caches, std::span<const CacheMaps> maps,
-                               int tokens) const {
-  NIBBLE_CHECK(tokens >= 1 && tokens <= chunk_ && caches.size() == layers_.size() &&
-               maps.size() == caches.size());
+void CudaModel::enqueue_layers(const Caches& caches, int tokens) const {
+  NIBBLE_CHECK(tokens >= 1 && tokens <= chunk_ && caches.layers.size() == layers_.size());
   const cudaStream_t stream = stream_.get();
   const auto epsilon = static_cast<float>(spec_.norm_epsilon);
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec_.head_dim)));
   __half *const x = x_.as<__half>(), *const y = y_.as<__half>(), *const qkv = qkv_.as<__half>();
-  launch_embed(ends_.embedding->weights(), control() + 1, tokens, hidden(), residual(), stream);
+  ends_.embedding->embed(control() + 1, tokens, residual(), stream);
   const __half* update = nullptr;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const DeviceLayer& layer = layers_[i];
-    launch_add_norm(residual(), update, layer.attention_norm.as<float>(), epsilon, tokens, hidden(), x,
-                    stream);
+    const auto norm = [&](const __half* more, const Buffer& weight) {
+      return NormStep{residual(), more, weight.as<float>(), epsilon};
+    };
+    enqueue_group(norm(update, layer.attention_norm), hidden_rotation_, layer.query_key_value, tokens, x,
+                  qkv);
     update = y;
-    layer.query_key_value.forward(x, tokens, qkv, workspace_.data(), stream);
     launch_rotate_and_store({.shape = heads(),
                              .qkv = qkv,
                              .tokens = tokens,
@@ -138,7 +146,7 @@ void CudaModel::enqueue_layers(std::span<const LayerCache> caches, std::span<con
                              .query_norm = layer.query_norm.as<float>(),
                              .key_norm = layer.key_norm.as<float>(),
                              .epsilon = epsilon,
-                             .cache = caches[i]},
+                             .cache = caches.layers[i]},
                             stream);
     attention({.shape = heads(),
                .qkv = qkv,
@@ -147,15 +155,35 @@ void CudaModel::enqueue_layers(std::span<const LayerCache> caches, std::span<con
                .first_position = control(),
                .window = layer.window,
                .scale = scale,
-               .cache = caches[i]},
-              maps[i], attention_workspace_.data(), device_.multiprocessors, stream);
+               .cache = caches.layers[i],
+               .expanded = caches.expanded,
+               .table_pages = caches.table_pages},
+              caches.maps[std::min(i, caches.maps.size() - 1)], attention_workspace_.data(),
+              device_.multiprocessors, stream);
     layer.output.forward(attended_.as<__half>(), tokens, y, workspace_.data(), stream);
-    launch_add_norm(residual(), y, layer.mlp_norm.as<float>(), epsilon, tokens, hidden(), x, stream);
-    layer.gate_up.forward(x, tokens, gate_up_.as<__half>(), workspace_.data(), stream);
-    launch_silu_multiply(gate_up_.as<__half>(), tokens, static_cast<int>(spec_.intermediate_size),
-                         activated_.as<__half>(), stream);
-    layer.down.forward(activated_.as<__half>(), tokens, y, workspace_.data(), stream);
+    enqueue_group(norm(y, layer.mlp_norm), hidden_rotation_, layer.gate_up, tokens, x, gate_up_.as<__half>());
+    enqueue_group(GateStep{gate_up_.as<__half>()}, down_rotation_, layer.down, tokens,
+                  activated_.as<__half>(), y);
   }
+}
+
+void CudaModel::enqueue_group(const InputStep& step, const std::optional<DeviceHadamard>& rotation,
+                              const DeviceLinearGroup& group, int tokens, __half* halves, __half* y) const {
+  const cudaStream_t stream = stream_.get();
+  if (group.takes_steps()) {
+    if (!rotation) return group.forward_from(step, tokens, y, workspace_.data(), stream);
+    rotation->launch(step, tokens, rotated_.as<float>(), stream);
+    return group.forward_from(FloatStep{rotated_.as<float>()}, tokens, y, workspace_.data(), stream);
+  }
+  if (rotation) {
+    rotation->launch(step, tokens, halves, stream);
+  } else if (const auto* norm = std::get_if<NormStep>(&step)) {
+    launch_add_norm(norm->residual, norm->update, norm->weight, norm->epsilon, tokens, hidden(), halves,
+                    stream);
+  } else if (const auto* gate = std::get_if<GateStep>(&step)) {
+    launch_silu_multiply(gate->gate_up, tokens, static_cast<int>(spec_.intermediate_size), halves, stream);
+  }
+  group.forward(halves, tokens, y, workspace_.data(), stream);
 }
 
 void CudaModel::enqueue_states(int tokens) const {
@@ -167,7 +195,7 @@ void CudaModel::enqueue_logits(int token) const {
   const int64_t at = int64_t{token} * hidden();
   launch_add_norm(residual() + at, y_.as<__half>() + at, ends_.final_norm.as<float>(),
                   static_cast<float>(spec_.norm_epsilon), 1, hidden(), x_.as<__half>(), stream_.get());
-  head().forward_float(x_.as<__half>(), 1, device_logits(), workspace_.data(), stream_.get());
+  head().logits(x_.as<__half>(), 1, device_logits(), workspace_.data(), stream_.get());
 }
 
 void CudaModel::logits(const float* hidden_states, int64_t count, float* out) {
@@ -177,7 +205,7 @@ void CudaModel::logits(const float* hidden_states, int64_t count, float* out) {
     residual_.upload(hidden_states + first * hidden(), sizeof(float) * static_cast<size_t>(rows * hidden()));
     launch_add_norm(residual(), nullptr, ends_.final_norm.as<float>(), static_cast<float>(spec_.norm_epsilon),
                     rows, hidden(), x_.as<__half>(), stream_.get());
-    head().forward_float(x_.as<__half>(), rows, device_logits(), workspace_.data(), stream_.get());
+    head().logits(x_.as<__half>(), rows, device_logits(), workspace_.data(), stream_.get());
     stream_.synchronize();
     float* const to = out + first * spec_.vocabulary;
     logits_.download(to, sizeof(float) * static_cast<size_t>(rows * spec_.vocabulary));

@@ -7,15 +7,19 @@
 //   qkv = x Wqkv; rotate q and k; k, v -> cache; attended = attention(q, cache); y = attended Wo
 //   residual += y; x = norm(residual); gate_up = x W; x = silu(gate) * up; y = x Wdown
 //
-// residual is FP32, everything else FP16.
+// residual is FP32, everything else FP16. Linears that quantize their input take norms and silu over and
+// quantize what these yield in FP32 (backend/cuda/input_step.h). Rotated models transform norms' and silu's
+// values first.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "backend/cuda/attention.h"
-#include "backend/cuda/dense_linear.h"
 #include "backend/cuda/device.h"
+#include "backend/cuda/hadamard.h"
 #include "backend/cuda/linear_group.h"
+#include "backend/cuda/token_table.h"
 #include "runtime/device_model.h"
 
 namespace nibble::cuda {
@@ -52,14 +56,14 @@ class CudaModel : public DeviceModel {
  public:
   // The parts of a model that are not in layers.
   struct Ends {
-    std::unique_ptr<DenseLinear> embedding, head;  // head null: the embedding's table
-    Buffer final_norm;                             // FP32 [hidden]
-    std::vector<float> frequencies;                // of rotation; empty: none
+    std::unique_ptr<TokenTable> embedding, head;  // head null: the embedding's table
+    Buffer final_norm;                            // FP32 [hidden]
+    std::vector<float> frequencies;               // of rotation; empty: none
   };
   CudaModel(ModelSpec spec, Device device, int chunk, Ends ends, std::vector<DeviceLayer> layers,
             std::vector<DeviceLinearFacts> facts);
 
-  std::unique_ptr<DeviceSequence> make_sequence(int64_t capacity) override;
+  std::unique_ptr<DeviceSequence> make_sequence(int64_t capacity, CacheType type) override;
   void logits(const float* hidden, int64_t count, float* out) override;
   const ModelSpec& spec() const override { return spec_; }
   std::string device_name() const override { return device_.name; }
@@ -78,9 +82,17 @@ class CudaModel : public DeviceModel {
   float* device_logits() const { return logits_.as<float>(); }
   float* host_logits() const { return host_logits_.as<float>(); }
 
+  // The cache of a sequence: per layer, and how the copy engine sees it; of an 8-bit one only `expanded`, to
+  // which layers expand in turn.
+  struct Caches {
+    std::vector<LayerCache> layers;
+    std::vector<CacheMaps> maps;
+    LayerCache expanded;
+    int table_pages = 0;
+  };
   // Enqueues `tokens` ids of the control words through all layers. Afterwards residual lacks what the last
   // layer has left in y.
-  void enqueue_layers(std::span<const LayerCache> caches, std::span<const CacheMaps> maps, int tokens) const;
+  void enqueue_layers(const Caches& caches, int tokens) const;
   // residual += y for the states of a chunk.
   void enqueue_states(int tokens) const;
   // residual += y for token `token` alone, its final norm, and its logits.
@@ -92,7 +104,11 @@ class CudaModel : public DeviceModel {
 
  private:
   void prepare();
-  const DenseLinear& head() const { return ends_.head ? *ends_.head : *ends_.embedding; }
+  // y = `group` of what `step` yields, transformed by `rotation` (null: not). Linears that do not take steps
+  // read it from `halves`.
+  void enqueue_group(const InputStep& step, const std::optional<DeviceHadamard>& rotation,
+                     const DeviceLinearGroup& group, int tokens, __half* halves, __half* y) const;
+  const TokenTable& head() const { return ends_.head ? *ends_.head : *ends_.embedding; }
   HeadsShape heads() const;
   int hidden() const { return static_cast<int>(spec_.hidden_size); }
 
@@ -103,6 +119,8 @@ class CudaModel : public DeviceModel {
   std::vector<DeviceLayer> layers_;
   std::vector<DeviceLinearFacts> facts_;
   Stream stream_;
+  std::optional<DeviceHadamard> hidden_rotation_, down_rotation_;
+  Buffer rotated_;  // FP32 [chunk, the widest rotated vector] or empty
   Buffer frequencies_, control_, residual_, x_, y_, qkv_, attended_, gate_up_, activated_, logits_,
       workspace_, attention_workspace_;
   PinnedBuffer host_control_, host_logits_;

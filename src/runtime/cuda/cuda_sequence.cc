@@ -12,32 +12,23 @@ namespace {
 
 class CudaSequence final : public DeviceSequence {
  public:
-  CudaSequence(CudaModel& model, int64_t capacity)
+  CudaSequence(CudaModel& model, int64_t capacity, CacheType type)
       : model_(model),
         capacity_(capacity),
         pages_((capacity + kPagePositions - 1) / kPagePositions),
         table_(sizeof(int32_t) * static_cast<size_t>(pages_)),
         history_(sizeof(int32_t) * static_cast<size_t>(capacity + 1)) {
-    const ModelSpec& spec = model.spec();
-    const int64_t part = pages_ * kPagePositions * spec.kv_size();  // keys or values of a layer
-    const size_t bytes = 2 * sizeof(__half) * static_cast<size_t>(part * spec.layers);
-    require_memory(model.device(), bytes, format_text("a cache of {} tokens", capacity));
-    cache_ = Buffer(bytes);
-    // What lies beyond a sequence is multiplied by zero: it must not be NaN.
-    check(cudaMemset(cache_.data(), 0, bytes), "preparing a cache");
+    NIBBLE_CHECK(type == CacheType::kF16 || type == CacheType::kQ8);
     std::vector<int32_t> pages(static_cast<size_t>(pages_));
     std::iota(pages.begin(), pages.end(), 0);
     table_.upload(pages.data(), table_.bytes());
-    check(cudaDeviceSynchronize(), "preparing a cache");
-    for (int64_t layer = 0; layer < spec.layers; ++layer) {
-      __half* const keys = cache_.as<__half>() + 2 * layer * part;
-      caches_.push_back({.keys = keys,
-                         .values = keys + part,
-                         .pages = table_.as<int32_t>(),
-                         .kv_heads = static_cast<int>(spec.kv_heads),
-                         .head_dim = static_cast<int>(spec.head_dim)});
-      maps_.push_back(make_cache_maps(caches_.back(), pages_));
+    caches_.table_pages = static_cast<int>(pages_);
+    if (type == CacheType::kF16) {
+      place_halves();
+    } else {
+      place_codes();
     }
+    check(cudaDeviceSynchronize(), "preparing a cache");
   }
 
   int64_t capacity() const override { return capacity_; }
@@ -93,8 +84,58 @@ class CudaSequence final : public DeviceSequence {
           "sending tokens");
   }
 
+  LayerCache empty_layer() const {
+    LayerCache layer;
+    layer.pages = table_.as<int32_t>();
+    layer.kv_heads = static_cast<int>(model_.spec().kv_heads);
+    layer.head_dim = static_cast<int>(model_.spec().head_dim);
+    return layer;
+  }
+  void allocate(size_t bytes) {
+    require_memory(model_.device(), bytes, format_text("a cache of {} tokens", capacity_));
+    cache_ = Buffer(bytes);
+    // What lies beyond a sequence is multiplied by zero: it must not be NaN.
+    check(cudaMemset(cache_.data(), 0, bytes), "preparing a cache");
+  }
+  // Keys or values of a layer.
+  int64_t part() const { return pages_ * kPagePositions * model_.spec().kv_size(); }
+
+  void place_halves() {
+    const int64_t layers = model_.spec().layers;
+    allocate(2 * sizeof(__half) * static_cast<size_t>(part() * layers));
+    for (int64_t i = 0; i < layers; ++i) {
+      LayerCache layer = empty_layer();
+      layer.keys = cache_.as<__half>() + 2 * i * part();
+      layer.values = layer.keys + part();
+      caches_.layers.push_back(layer);
+      caches_.maps.push_back(make_cache_maps(layer, pages_));
+    }
+  }
+
+  // Codes of all layers, then their scales, then one layer in FP16.
+  void place_codes() {
+    const int64_t layers = model_.spec().layers;
+    LayerCache layer = empty_layer();
+    const int64_t scales = pages_ * kPagePositions * layer.kv_heads * layer.groups();
+    const int64_t half_bytes = static_cast<int64_t>(sizeof(__half));
+    allocate(static_cast<size_t>(2 * layers * (part() + half_bytes * scales) + 2 * half_bytes * part()));
+    uint8_t* const codes = cache_.as<uint8_t>();
+    auto* const all_scales = reinterpret_cast<__half*>(codes + 2 * layers * part());
+    for (int64_t i = 0; i < layers; ++i) {
+      layer.key_codes = codes + 2 * i * part();
+      layer.value_codes = layer.key_codes + part();
+      layer.key_scales = all_scales + 2 * i * scales;
+      layer.value_scales = layer.key_scales + scales;
+      caches_.layers.push_back(layer);
+    }
+    caches_.expanded = empty_layer();
+    caches_.expanded.keys = all_scales + 2 * layers * scales;
+    caches_.expanded.values = caches_.expanded.keys + part();
+    caches_.maps.push_back(make_cache_maps(caches_.expanded, pages_));
+  }
+
   void enqueue_step() const {
-    model_.enqueue_layers(caches_, maps_, 1);
+    model_.enqueue_layers(caches_, 1);
     model_.enqueue_logits(0);
     launch_argmax(model_.device_logits(), static_cast<int>(model_.spec().vocabulary), model_.control() + 1,
                   model_.control(), history_.as<int32_t>(), model_.stream().get());
@@ -124,7 +165,7 @@ class CudaSequence final : public DeviceSequence {
       record_step();
       step_->launch();
     } else {
-      model_.enqueue_layers(caches_, maps_, count);
+      model_.enqueue_layers(caches_, count);
       if (logits != nullptr) model_.enqueue_logits(count - 1);  // adds the last token's update to its state
       if (hidden != nullptr) model_.enqueue_states(logits != nullptr ? count - 1 : count);
     }
@@ -151,16 +192,15 @@ class CudaSequence final : public DeviceSequence {
   int64_t capacity_, pages_, length_ = 0;
   Buffer table_, cache_;
   Buffer history_;  // the token that was the most likely one at each position
-  std::vector<LayerCache> caches_;
-  std::vector<CacheMaps> maps_;
+  CudaModel::Caches caches_;
   std::optional<Graph> step_;
 };
 
 }  // namespace
 
-std::unique_ptr<DeviceSequence> CudaModel::make_sequence(int64_t capacity) {
+std::unique_ptr<DeviceSequence> CudaModel::make_sequence(int64_t capacity, CacheType type) {
   check(cudaSetDevice(device_.index), "opening the GPU");
-  return std::make_unique<CudaSequence>(*this, capacity);
+  return std::make_unique<CudaSequence>(*this, capacity, type);
 }
 
 }  // namespace nibble::cuda

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "backend/cuda/dense_linear.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "models/layers.h"
@@ -43,7 +44,11 @@ LayerParts parts_of(const Block& block) {
 std::string unsupported(const ModelSpec& spec) {
   if (spec.norm != NormKind::kRms) return "layer norms";
   if (spec.activation != ActivationKind::kSilu || !spec.gated_mlp) return "its kind of MLP";
-  if (spec.hidden_hadamard || spec.down_hadamard) return "rotations while running (a model made with rotate)";
+  for (const std::optional<HadamardShape>& rotation : {spec.hidden_hadamard, spec.down_hadamard}) {
+    if (!rotation) continue;
+    if (const std::string problem = DeviceHadamard::refusal(*rotation); !problem.empty())
+      return "rotations of " + problem;
+  }
   if (spec.head_dim % 4 != 0 || spec.head_dim > 256)
     return format_text("heads of {} channels (expected a multiple of 4 up to 256)", spec.head_dim);
   if (spec.hidden_size % 8 != 0 || spec.intermediate_size % 8 != 0)
@@ -91,20 +96,22 @@ int chunk_for(int64_t context_length) {
   return static_cast<int>(std::clamp<int64_t>(context_length, 1, kPromptChunk));
 }
 
-size_t half_bytes(const PackedLinear& linear) {
-  return 2 * static_cast<size_t>(linear.out_features) * static_cast<size_t>(linear.in_features);
-}
+size_t table_bytes(const PackedLinear& table) { return choose_token_table(table).kernel->bytes(table); }
 
-DeviceLinearFacts head_facts(const PackedLinear& head) {
-  const bool dense = std::string_view(head.format->name) == "dense";
-  const std::string path = "cublaslt, f16xf16->f32";
-  return {.names = {head.name},
-          .format = head.format->name,
-          .kernel = (dense ? kDenseDeviceKernel : kExpandedDeviceKernel).name,
-          .slower = !dense,
-          .decode = path,
-          .prompt = path,
-          .refused = {}};
+// `loaded` null: before anything is.
+DeviceLinearFacts head_facts(const PackedLinear& head, const TokenTable* loaded) {
+  const TokenTableChoice choice = choose_token_table(head);
+  std::string path;
+  if (loaded != nullptr) path = loaded->path().kernel + ", " + loaded->path().arithmetic;
+  DeviceLinearFacts facts = {.names = {head.name},
+                             .format = head.format->name,
+                             .kernel = choice.kernel->name,
+                             .slower = choice.kernel->slower,
+                             .decode = path,
+                             .prompt = path,
+                             .refused = {}};
+  for (const auto& [kernel, reason] : choice.refused) facts.refused.emplace_back(kernel->name, reason);
+  return facts;
 }
 
 }  // namespace
@@ -119,7 +126,7 @@ std::vector<DeviceLinearFacts> describe_device_linears(const Model& model, int i
   for (const Block& block : model.blocks()) {
     for (const auto& group : parts_of(block).groups()) add_facts(group, nullptr, device, &facts);
   }
-  facts.push_back(head_facts(*model.head().slots().front().packed));
+  facts.push_back(head_facts(*model.head().slots().front().packed, nullptr));
   return facts;
 }
 
@@ -134,7 +141,7 @@ std::unique_ptr<DeviceModel> load_device_model(const Model& model, int index, in
   const PackedLinear& embedding = model.embedding();
   const PackedLinear& head = *model.head().slots().front().packed;
   const bool tied = &head == &embedding;
-  size_t weights = half_bytes(embedding) + (tied ? 0 : half_bytes(head));
+  size_t weights = table_bytes(embedding) + (tied ? 0 : table_bytes(head));
   for (const Block& block : model.blocks()) {
     for (const auto& group : parts_of(block).groups()) weights += group_bytes(group, device);
   }
@@ -168,11 +175,10 @@ std::unique_ptr<DeviceModel> load_device_model(const Model& model, int index, in
     progress.update(static_cast<double>(i + 1));
   }
   progress.finish();
-  facts.push_back(head_facts(head));
   CudaModel::Ends ends;
-  const PackedLinear *const table = &embedding, *const last = &head;
-  ends.embedding = std::make_unique<DenseLinear>(std::span(&table, 1), pool);
-  if (!tied) ends.head = std::make_unique<DenseLinear>(std::span(&last, 1), pool);
+  ends.embedding = choose_token_table(embedding).kernel->load(embedding, pool);
+  if (!tied) ends.head = choose_token_table(head).kernel->load(head, pool);
+  facts.push_back(head_facts(head, tied ? ends.embedding.get() : ends.head.get()));
   ends.final_norm = upload_floats(model.final_norm().weight);
   if (spec.rope.enabled)
     ends.frequencies.assign(model.rope().frequencies().begin(), model.rope().frequencies().end());
@@ -254,8 +260,8 @@ std::unique_ptr<DeviceModel> make_synthetic_device_model(const ModelSpec& spec,
                       .down = take(3)});
   }
   CudaModel::Ends ends;
-  ends.embedding = std::make_unique<DenseLinear>(spec.vocabulary, h, 101u);
-  ends.head = std::make_unique<DenseLinear>(spec.vocabulary, h, 102u);
+  ends.embedding = make_random_table(spec.vocabulary, h, 101u);
+  ends.head = make_random_table(spec.vocabulary, h, 102u);
   ends.final_norm = norm(nullptr);
   ends.frequencies = rope_frequencies(spec.rope, spec.head_dim, {});
   return std::make_unique<CudaModel>(spec, device, chunk, std::move(ends), std::move(layers),

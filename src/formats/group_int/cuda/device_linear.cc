@@ -1,4 +1,5 @@
-// group_int's row in the table of the device's kernels (backend/cuda/linear.h): 4-bit weights, FP16 tokens.
+// group_int's rows in the table of the device's kernels (backend/cuda/linear.h): 4-bit weights, FP16 tokens.
+// One has Hopper's kernels, the other those that every GPU runs.
 #include <algorithm>
 
 #include "backend/cuda/dense_linear.h"
@@ -9,16 +10,21 @@
 #include "formats/group_int/cuda/choose.h"
 #include "formats/group_int/cuda/decode_layout.h"
 #include "formats/group_int/cuda/expand.h"
+#include "formats/group_int/cuda/plain.h"
 
 namespace nibble::group_int_cuda {
 namespace {
 
 constexpr size_t kSliceBytes = size_t{256} << 20;  // of FP16 weights at a time, for very many tokens
 
+enum class Kernels { kHopper, kPlain };
+
 class PackedLinears final : public cuda::DeviceLinear {
  public:
-  PackedLinears(std::span<const PackedLinear* const> linears, const cuda::Device& device, ThreadPool& pool)
-      : k_(linears.front()->in_features),
+  PackedLinears(std::span<const PackedLinear* const> linears, const cuda::Device& device, ThreadPool& pool,
+                Kernels kernels)
+      : kernels_(kernels),
+        k_(linears.front()->in_features),
         scales_per_block_(static_cast<int>(decode_shape(*linears.front()).scales_per_block)),
         multiprocessors_(device.multiprocessors),
         flags_(sizeof(uint32_t) * kTileFlags) {
@@ -50,8 +56,9 @@ class PackedLinears final : public cuda::DeviceLinear {
   int64_t out_features() const override { return n_; }
 
   size_t workspace_bytes(int most_tokens) const override {
-    const size_t tiles = tile_workspace_bytes(multiprocessors_);
-    if (most_tokens < least_expanded_tokens()) return tiles;
+    const size_t tiles = kernels_ == Kernels::kHopper ? tile_workspace_bytes(multiprocessors_) : 0;
+    if (most_tokens < (kernels_ == Kernels::kHopper ? least_expanded_tokens() : kMaximumPlainTokens + 1))
+      return tiles;
     const size_t slice = sizeof(__half) * static_cast<size_t>(slice_rows()) * static_cast<size_t>(k_);
     return std::max(tiles, cuda::kGemmWorkspaceBytes + slice);
   }
@@ -61,10 +68,7 @@ class PackedLinears final : public cuda::DeviceLinear {
     const char* const what = "multiplying 4-bit weights";
     const int n = static_cast<int>(n_), k = static_cast<int>(k_);
     const float* const bias = bias_.bytes() > 0 ? bias_.as<float>() : nullptr;
-    const Choice choice = choose(tokens, n, k, scales_per_block_, multiprocessors_);
-    switch (choice.method) {
-      case Method::kDecode:
-        cuda::check(launch_decode({.weights = weights_.as<uint8_t>(),
+    const DecodeProblem problem = {.weights = weights_.as<uint8_t>(),
                                    .x = x,
                                    .y = y,
                                    .y_stride = y_stride,
@@ -72,9 +76,12 @@ class PackedLinears final : public cuda::DeviceLinear {
                                    .n = n,
                                    .k = k,
                                    .tokens = tokens,
-                                   .scales_per_block = scales_per_block_},
-                                  choice.decode, multiprocessors_, stream),
-                    what);
+                                   .scales_per_block = scales_per_block_};
+    if (runs_plain(tokens)) return launch_plain(problem, stream);
+    const Choice choice = choose_for(tokens);
+    switch (choice.method) {
+      case Method::kDecode:
+        cuda::check(launch_decode(problem, choice.decode, multiprocessors_, stream), what);
         break;
       case Method::kTile:
         cuda::check(launch_tile({.weights = weights_.as<uint8_t>(),
@@ -107,10 +114,7 @@ class PackedLinears final : public cuda::DeviceLinear {
 
   void prepare(int tokens, void* workspace, cudaStream_t stream) const override {
     const int n = static_cast<int>(n_);
-    if (choose(tokens, n, static_cast<int>(k_), scales_per_block_, multiprocessors_).method !=
-        Method::kExpand) {
-      return;
-    }
+    if (runs_plain(tokens) || choose_for(tokens).method != Method::kExpand) return;
     auto* const slice = slice_of(workspace);
     for (const int rows : {slice_rows(), n % slice_rows()}) {
       if (rows == 0) continue;
@@ -125,8 +129,8 @@ class PackedLinears final : public cuda::DeviceLinear {
   }
 
   cuda::LinearPath path(int tokens) const override {
-    const Choice choice =
-        choose(tokens, static_cast<int>(n_), static_cast<int>(k_), scales_per_block_, multiprocessors_);
+    if (runs_plain(tokens)) return {"w4a16, plain", "int4xf16->f32"};
+    const Choice choice = choose_for(tokens);
     return {"w4a16, " + choice.describe(),
             choice.method == Method::kDecode ? "int4xf16->f32" : "int4 as f16xf16->f32"};
   }
@@ -134,7 +138,8 @@ class PackedLinears final : public cuda::DeviceLinear {
 
  private:
   PackedLinears(const PackedLinears& other)
-      : n_(other.n_),
+      : kernels_(other.kernels_),
+        n_(other.n_),
         k_(other.k_),
         scales_per_block_(other.scales_per_block_),
         multiprocessors_(other.multiprocessors_),
@@ -142,6 +147,11 @@ class PackedLinears final : public cuda::DeviceLinear {
         bias_(other.bias_.clone()),
         flags_(other.flags_.bytes()) {
     clear_flags();
+  }
+  bool runs_plain(int tokens) const { return kernels_ == Kernels::kPlain && tokens <= kMaximumPlainTokens; }
+  Choice choose_for(int tokens) const {
+    if (kernels_ == Kernels::kPlain) return {.method = Method::kExpand, .decode = {}, .tile = {}};
+    return choose(tokens, static_cast<int>(n_), static_cast<int>(k_), scales_per_block_, multiprocessors_);
   }
   void clear_flags() {
     cuda::check(cudaMemset(flags_.data(), 0, flags_.bytes()), "uploading weights");
@@ -165,6 +175,7 @@ class PackedLinears final : public cuda::DeviceLinear {
                 "taking 4-bit weights apart");
   }
 
+  Kernels kernels_;
   int64_t n_ = 0, k_ = 0;
   int scales_per_block_ = 1, multiprocessors_ = 0;
   cuda::Buffer weights_, bias_, flags_;
@@ -176,9 +187,10 @@ std::string refusal(const Problem& problem, const cuda::Device&) {
   return decode_refusal(linear);
 }
 
+template <Kernels kKernels>
 std::unique_ptr<cuda::DeviceLinear> load(std::span<const PackedLinear* const> linears,
                                          const cuda::Device& device, ThreadPool& pool) {
-  return std::make_unique<PackedLinears>(linears, device, pool);
+  return std::make_unique<PackedLinears>(linears, device, pool, kKernels);
 }
 
 size_t packed_bytes(const PackedLinear& linear) { return static_cast<size_t>(decode_shape(linear).bytes()); }
@@ -190,8 +202,17 @@ bool fuses(const PackedLinear& a, const PackedLinear& b) {
 
 }  // namespace
 
-extern const cuda::DeviceKernel kDeviceKernel;
-const cuda::DeviceKernel kDeviceKernel = {
-    .name = "cuda-w4a16", .refusal = refusal, .load = load, .bytes = packed_bytes, .fuses = fuses};
+extern const cuda::DeviceKernel kDeviceKernel, kPlainDeviceKernel;
+const cuda::DeviceKernel kDeviceKernel = {.name = "cuda-w4a16",
+                                          .refusal = refusal,
+                                          .load = load<Kernels::kHopper>,
+                                          .bytes = packed_bytes,
+                                          .fuses = fuses};
+const cuda::DeviceKernel kPlainDeviceKernel = {.name = "cuda-w4a16-plain",
+                                               .portable = true,
+                                               .refusal = refusal,
+                                               .load = load<Kernels::kPlain>,
+                                               .bytes = packed_bytes,
+                                               .fuses = fuses};
 
 }  // namespace nibble::group_int_cuda

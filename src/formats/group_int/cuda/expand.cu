@@ -1,3 +1,4 @@
+#include "backend/cuda/device.h"
 #include "backend/cuda/ptx.cuh"
 #include "formats/group_int/cuda/decode_shape.h"
 #include "formats/group_int/cuda/expand.h"
@@ -69,7 +70,7 @@ cudaError_t launch_expand(const ExpandProblem& problem, int multiprocessors, cud
   config.blockDim = dim3(32 * kWarps);
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = cuda::on_hopper() ? 1 : 0;
   return cudaLaunchKernelEx(&config, problem.scales_per_block == 1 ? expand_kernel<1> : expand_kernel<2>,
                             problem);
 }

@@ -10,6 +10,7 @@
 #include "formats/group_int_a8/cuda/few_tokens.h"
 #include "formats/group_int_a8/cuda/few_tokens_layout.h"
 #include "formats/group_int_a8/cuda/group_product.h"
+#include "formats/group_int_a8/cuda/quantize_step.h"
 #include "formats/group_int_a8/layout.h"
 #include "formats/quik/cuda/product.h"
 
@@ -55,20 +56,33 @@ class A8Linear final : public cuda::DeviceLinear {
 
   void forward(const __half* x, int tokens, __half* y, int64_t y_stride, void* workspace,
                cudaStream_t stream) const override {
-    const quik_cuda::Activations room =
-        quik_cuda::place_activations(workspace, tokens, static_cast<int>(k_), 0);
-    if (tokens <= kFewTokens) return forward_few(x, tokens, room, y, y_stride, stream);
-    const PromptActivations codes = {.codes = room.codes,
-                                     .code_stride = room.code_stride,
-                                     .scales = room.scales,
-                                     .zeros = rows() ? room.zeros : nullptr};
-    cuda::check(launch_quantize_prompt(x, tokens, static_cast<int>(k_), activation_scale_,
-                                       weights_.shape.group, codes, stream),
-                "quantizing activations");
-    const cuda::AlignedOutput output(y, y_stride, out_features(), tokens,
-                                     static_cast<uint8_t*>(workspace) + activation_memory(tokens));
-    cuda::check(multiply(tokens, room, codes, output, stream), "multiplying integers");
-    output.move(stream);
+    const quik_cuda::Activations room = place(workspace, tokens);
+    if (tokens <= kFewTokens) {
+      cuda::check(launch_quantize_signed(x, tokens, static_cast<int>(k_), activation_scale_, room.codes,
+                                         room.scales, rows() ? room.zeros : nullptr, stream),
+                  "quantizing activations");
+    } else {
+      cuda::check(launch_quantize_prompt(x, tokens, static_cast<int>(k_), activation_scale_,
+                                         weights_.shape.group, prompt_codes(room), stream),
+                  "quantizing activations");
+    }
+    multiply(tokens, room, y, y_stride, workspace, stream);
+  }
+
+  bool takes_steps() const override { return k_ % 8 == 0 && k_ <= kMaximumStepColumns; }
+  void forward_from(const cuda::InputStep& step, int tokens, __half* y, int64_t y_stride, void* workspace,
+                    cudaStream_t stream) const override {
+    const quik_cuda::Activations room = place(workspace, tokens);
+    PromptActivations codes = prompt_codes(room);
+    CodeOrder order = weights_.shape.group == 32 ? CodeOrder::kNarrow : CodeOrder::kPrompt;
+    if (tokens <= kFewTokens) {
+      order = CodeOrder::kColumns;
+      codes.code_stride = few_code_stride();
+    }
+    cuda::check(
+        launch_quantize_step(step, tokens, static_cast<int>(k_), activation_scale_, order, codes, stream),
+        "quantizing activations");
+    multiply(tokens, room, y, y_stride, workspace, stream);
   }
 
   std::unique_ptr<cuda::DeviceLinear> duplicate() const override {
@@ -113,8 +127,28 @@ class A8Linear final : public cuda::DeviceLinear {
 
   bool rows() const { return weights_.form == FewTokensForm::kRows; }
 
-  cudaError_t multiply(int tokens, const quik_cuda::Activations& room, const PromptActivations& codes,
-                       const cuda::AlignedOutput& output, cudaStream_t stream) const {
+  quik_cuda::Activations place(void* workspace, int tokens) const {
+    return quik_cuda::place_activations(workspace, tokens, static_cast<int>(k_), 0);
+  }
+  PromptActivations prompt_codes(const quik_cuda::Activations& room) const {
+    return {.codes = room.codes,
+            .code_stride = room.code_stride,
+            .scales = room.scales,
+            .zeros = rows() ? room.zeros : nullptr};
+  }
+  int64_t few_code_stride() const { return (k_ + 15) / 16 * 16; }
+
+  void multiply(int tokens, const quik_cuda::Activations& room, __half* y, int64_t y_stride, void* workspace,
+                cudaStream_t stream) const {
+    if (tokens <= kFewTokens) return multiply_few(tokens, room, y, y_stride, stream);
+    const cuda::AlignedOutput output(y, y_stride, out_features(), tokens,
+                                     static_cast<uint8_t*>(workspace) + activation_memory(tokens));
+    cuda::check(multiply_prompt(tokens, room, output, stream), "multiplying integers");
+    output.move(stream);
+  }
+
+  cudaError_t multiply_prompt(int tokens, const quik_cuda::Activations& room,
+                              const cuda::AlignedOutput& output, cudaStream_t stream) const {
     if (rows()) {
       const quik_cuda::Configuration chosen = quik_cuda::choose(tokens, weights_.shape, multiprocessors_);
       return quik_cuda::Product(weights_, room, tokens, output.to(), output.stride(), chosen,
@@ -122,20 +156,18 @@ class A8Linear final : public cuda::DeviceLinear {
           .launch(nullptr, stream);
     }
     const GroupConfiguration chosen = choose_group_configuration(tokens, weights_, multiprocessors_);
-    return GroupProduct(weights_, codes, tokens, output.to(), output.stride(), chosen, multiprocessors_)
+    return GroupProduct(weights_, prompt_codes(room), tokens, output.to(), output.stride(), chosen,
+                        multiprocessors_)
         .launch(nullptr, stream);
   }
 
-  void forward_few(const __half* x, int tokens, const quik_cuda::Activations& room, __half* y,
-                   int64_t y_stride, cudaStream_t stream) const {
-    cuda::check(launch_quantize_signed(x, tokens, static_cast<int>(k_), activation_scale_, room.codes,
-                                       room.scales, rows() ? room.zeros : nullptr, stream),
-                "quantizing activations");
+  void multiply_few(int tokens, const quik_cuda::Activations& room, __half* y, int64_t y_stride,
+                    cudaStream_t stream) const {
     size_t plan = 0;
     while (kPlannedTokens[plan] < tokens) ++plan;
     cuda::check(launch_few_tokens(weights_,
                                   {.codes = room.codes,
-                                   .code_stride = (k_ + 15) / 16 * 16,
+                                   .code_stride = few_code_stride(),
                                    .scales = room.scales,
                                    .zeros = room.zeros},
                                   tokens, plans_[plan], y, y_stride, nullptr, stream),

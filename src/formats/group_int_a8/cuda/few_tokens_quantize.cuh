@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "backend/cuda/device.h"
 #include "backend/cuda/ptx.cuh"
 
 namespace nibble::few_tokens {
@@ -64,7 +65,7 @@ struct TokenLaunch {
     config.dynamicSmemBytes = shared;
     config.stream = stream;
     config.attrs = &attribute;
-    config.numAttrs = 1;
+    config.numAttrs = cuda::on_hopper() ? 1 : 0;
   }
   TokenLaunch(const TokenLaunch&) = delete;
   TokenLaunch& operator=(const TokenLaunch&) = delete;

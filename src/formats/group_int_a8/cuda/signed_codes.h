@@ -22,4 +22,20 @@ NIBBLE_BOTH_SIDES inline int32_t signed_code_plus_127(float x, const quik_cuda::
   return quik_cuda::code_of(within, rule);
 }
 
+// The same of any finite float.
+struct FloatSignedRule {
+  quik_cuda::CodeRule rule;
+  float most;    // values beyond it saturate
+  float factor;  // that values are multiplied by first (quik/cuda/token_codes.h)
+};
+NIBBLE_BOTH_SIDES inline FloatSignedRule float_signed_rule(float scale) {
+  const float factor = scale < 0x1p-60f ? 0x1p80f : scale > 0x1p100f ? 0x1p-80f : 1.0f;
+  return {signed_rule(scale * factor), 128.0f * (scale * factor), factor};
+}
+NIBBLE_BOTH_SIDES inline int32_t float_signed_code_plus_127(float x, const FloatSignedRule& rule) {
+  const float scaled = x * rule.factor;
+  const float within = scaled > rule.most ? rule.most : scaled < -rule.most ? -rule.most : scaled;
+  return quik_cuda::code_of_float(within, rule.rule);
+}
+
 }  // namespace nibble::group_int_a8_cuda

@@ -16,7 +16,8 @@ struct FewTokensColumns {
 };
 
 // Device arrays that the quantization fills; code_stride is a multiple of 16, codes beyond the integer
-// columns become zeros.
+// columns become zeros. `paired`: two 4-bit codes in a byte, as mma_layout.h places them; code_stride is then
+// a multiple of 64.
 struct FewTokensCodes {
   uint8_t* codes = nullptr;  // [tokens, code_stride]
   int64_t code_stride = 0;
@@ -24,6 +25,7 @@ struct FewTokensCodes {
   int32_t* zeros = nullptr;    // [tokens]
   __half* outliers = nullptr;  // [tokens, outlier_stride]
   int64_t outlier_stride = 0;
+  bool paired = false;
 };
 
 // Codes, scales and zero points of x [tokens, k] (README, "Activation codes"), `bits` 4 or 8, and the outlier

@@ -1,6 +1,7 @@
 // Unsigned activation codes of few tokens, and their outlier columns.
 #include "formats/group_int_a8/cuda/few_tokens_quantize.cuh"
 #include "formats/quik/cuda/few_tokens.h"
+#include "formats/quik/cuda/mma_layout.h"
 
 namespace nibble::quik_cuda {
 namespace {
@@ -23,9 +24,19 @@ __device__ inline Places load_places(const int32_t* places, int column, int k) {
   return eight;
 }
 
+// Byte `at` to `at` + 15 of a row of paired codes, from one code per byte.
+__device__ inline uint4 load_paired(const uint8_t* codes, int at) {
+  static_assert(paired_code_byte(16) == 16 && paired_code_byte(64) == 8 && paired_code_byte(8) == 4 &&
+                paired_code_byte(4) == 0 && paired_code_shift(4) == 4);
+  const auto* const from = reinterpret_cast<const uint4*>(codes + at / 64 * kPairedUnit + at % 64);
+  const uint4 a = from[0], b = from[4];  // the same lane's columns of both products
+  return make_uint4(pair_low_nibbles(a.x, a.y), pair_low_nibbles(a.z, a.w), pair_low_nibbles(b.x, b.y),
+                    pair_low_nibbles(b.z, b.w));
+}
+
 // Codes gather in shared memory, because their places are no runs of columns.
 template <int kTurns>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kTurns > 4 ? 1 : 2)
     quantize_kernel(const __half* x, int k, const FewTokensColumns columns, int bits,
                     const FewTokensCodes out) {
   extern __shared__ __align__(16) uint8_t row_codes[];
@@ -42,7 +53,8 @@ __global__ void __launch_bounds__(kThreads)
     return turn < kKept ? kept[turn < kKept ? turn : 0]
                         : load_places(columns.places, turn * kColumnsPerTurn + first_column, k);
   };
-  for (int j = threadIdx.x * 16; j < out.code_stride; j += kThreads * 16) {
+  const int padded = static_cast<int>(out.code_stride) * (out.paired ? 2 : 1);
+  for (int j = threadIdx.x * 16; j < padded; j += kThreads * 16) {
     *reinterpret_cast<uint4*>(row_codes + j) = make_uint4(0, 0, 0, 0);
   }
   ptx::wait_for_previous_kernel();
@@ -96,7 +108,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   for (int j = threadIdx.x * 16; j < out.code_stride; j += kThreads * 16) {
     *reinterpret_cast<uint4*>(out.codes + int64_t{token} * out.code_stride + j) =
-        *reinterpret_cast<const uint4*>(row_codes + j);
+        out.paired ? load_paired(row_codes, j) : *reinterpret_cast<const uint4*>(row_codes + j);
   }
   if (threadIdx.x == 0) {
     out.scales[token] = finite ? scale : __int_as_float(0x7FC00000);
@@ -108,8 +120,9 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t launch_quantize_few(const __half* x, int tokens, int k, const FewTokensColumns& columns, int bits,
                                 const FewTokensCodes& out, cudaStream_t stream) {
-  if ((bits != 4 && bits != 8) || out.code_stride % 16 != 0) return cudaErrorInvalidValue;
-  const auto bytes = static_cast<size_t>(out.code_stride);
+  if ((bits != 4 && bits != 8) || out.code_stride % (out.paired ? 64 : 16) != 0 || (out.paired && bits != 4))
+    return cudaErrorInvalidValue;
+  const auto bytes = static_cast<size_t>(out.code_stride) * (out.paired ? 2 : 1);
   return for_turns(k, [&]<int kTurns>() {
     if (bytes > 48 << 10) {
       if (const cudaError_t error = cudaFuncSetAttribute(

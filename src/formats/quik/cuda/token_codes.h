@@ -69,4 +69,37 @@ NIBBLE_BOTH_SIDES inline int32_t code_of(float x, const CodeRule& rule) {
 #endif
 }
 
+// The same for any float x of the token, |x| <= scale * top + its rounding: x and the scale are multiplied by
+// `factor` first, a power of two that keeps the remainders of tiny tokens from underflowing. The quotient is
+// corrected twice: by then it is within an ulp, from where one more correction rounds it as IEEE division
+// does (Markstein, IBM J. Res. Dev. 34(1), 1990).
+struct FloatCodeRule {
+  CodeRule rule;
+  float factor;
+};
+
+NIBBLE_BOTH_SIDES inline FloatCodeRule float_code_rule(const CodeRange& range, int top) {
+  const float factor = range.scale < 0x1p-60f ? 0x1p80f : 1.0f;
+  return {code_rule({range.scale * factor, range.zero}, top), factor};
+}
+
+// `x` is multiplied by the rule's factor already.
+NIBBLE_BOTH_SIDES inline int32_t code_of_float(float x, const CodeRule& rule) {
+#if defined(__CUDA_ARCH__)
+  float quotient = __fmul_rn(x, rule.inverse);
+  quotient = __fmaf_rn(__fmaf_rn(-quotient, rule.scale, x), rule.inverse, quotient);
+  quotient = __fmaf_rn(__fmaf_rn(-quotient, rule.scale, x), rule.inverse, quotient);
+  return __viaddmin_s32_relu(__float_as_int(__fadd_rn(quotient, kRounder)), rule.offset, rule.top);
+#else
+  float quotient = x * rule.inverse;
+  quotient = std::fma(std::fma(-quotient, rule.scale, x), rule.inverse, quotient);
+  quotient = std::fma(std::fma(-quotient, rule.scale, x), rule.inverse, quotient);
+  const float rounded = quotient + kRounder;
+  int32_t bits;
+  std::memcpy(&bits, &rounded, 4);
+  const int32_t code = bits + rule.offset < rule.top ? bits + rule.offset : rule.top;
+  return code > 0 ? code : 0;
+#endif
+}
+
 }  // namespace nibble::quik_cuda
