@@ -24,7 +24,7 @@ struct DecodeProblem {
 // How one launch uses the chip; all give the same bits.
 struct DecodePlan {
   // Two blocks per multiprocessor with 8 chunks each on their way were the best of eleven plans on an H100
-  // for every model of bench/cuda_decode_bench.cc at one token (bench/results/h100/decode_w4a16.txt).
+  // for every model of bench/cuda_decode_bench.cc at one token (bench/results/h100/w4a16.txt).
   int stages = 8;  // chunks of weights on their way per block, at least 2
   int blocks_per_multiprocessor = 2;
 };
