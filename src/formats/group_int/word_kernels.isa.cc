@@ -1,16 +1,18 @@
-// group_int of 2, 3 and 4 bits for few tokens, in integers on AVX2: codes are multiplied as they are, their
+// group_int for few tokens, in integers on AVX2: codes are multiplied as they are, their
 // zero point is subtracted from the exact sums.
 #include "formats/group_int/word_products.h"
 
 namespace nibble::NIBBLE_ISA {
 namespace {
 
-constexpr int64_t kMostSegment = 512;
+// Columns that share a step: with fewer the floats are as fast.
+constexpr int64_t kLeastSegment = 64, kMostSegment = 512;
 
 // Codes that one word holds; those of 3 bits are spread to words in their order.
 constexpr int64_t chunk_columns(int bits) { return bits == 3 ? 4 * kWords : kWords * 16 / bits; }
 constexpr auto kColumns2 = columns_of_words<8>();
 constexpr auto kColumns4 = columns_of_words<4>();
+constexpr auto kColumns8 = columns_of_words<2>();
 constexpr auto kColumns3 = [] {
   WordColumns<4> made{};
   for (int i = 0; i < 4 * kWords; ++i) made.columns[i] = i;
@@ -18,17 +20,26 @@ constexpr auto kColumns3 = [] {
 }();
 
 const int32_t* columns_of(int bits) {
-  return bits == 2 ? kColumns2.columns : bits == 3 ? kColumns3.columns : kColumns4.columns;
+  switch (bits) {
+    case 2:
+      return kColumns2.columns;
+    case 3:
+      return kColumns3.columns;
+    case 4:
+      return kColumns4.columns;
+    default:
+      return kColumns8.columns;
+  }
 }
 
 // The largest segment of at most kMostSegment columns that is a multiple of the chunk and divides the group;
 // a row that is one group may be cut anywhere.
 int64_t segment_columns(const GroupIntLayout& layout) {
-  if (layout.bits == 8 || layout.zeros_f32 != nullptr) return 0;
+  if (layout.zeros_f32 != nullptr) return 0;
   const int64_t chunk = chunk_columns(layout.bits);
   if (layout.in_features % chunk != 0) return 0;
   if (layout.groups == 1) return kMostSegment;
-  for (int64_t segment = kMostSegment; segment > 0; segment -= chunk) {
+  for (int64_t segment = kMostSegment; segment >= kLeastSegment; segment -= chunk) {
     if (layout.group_size % segment == 0) return segment;
   }
   return 0;
@@ -126,6 +137,8 @@ void multiply(const GroupIntLayout& layout, int64_t first, int64_t rows, const u
       return multiply_bits<3>(layout, first, rows, prepared, plain, tokens, y, y_stride);
     case 4:
       return multiply_bits<4>(layout, first, rows, prepared, plain, tokens, y, y_stride);
+    case 8:
+      return multiply_bits<8>(layout, first, rows, prepared, plain, tokens, y, y_stride);
     default:
       __builtin_trap();
   }
