@@ -233,6 +233,29 @@ inline void load_scales(const GroupIntLayout& layout, int64_t row, int64_t group
   }
 }
 
+// A row's scales, segment after segment of its groups; zero points beside the codes' center, as products of
+// integers take them (integer_products.h, word_products.h).
+template <int kBits, bool kZeros>
+struct GroupWalk {
+  int64_t number, group, left;  // segments of the group that are still to come
+  int64_t in_chunk;
+  Vec zero, scale;
+  alignas(64) float scales[kGroupChunk];
+
+  void begin(int64_t row) { number = row, group = -1, left = 0, in_chunk = kGroupChunk - 1; }
+  // The scale of the next segment, times 2^-21. Without divisions: segments are short.
+  Vec next(const GroupIntLayout& layout, int64_t group_segments) {
+    if (left-- > 0) return scale;
+    left = group_segments - 1, ++group;
+    if (++in_chunk == kGroupChunk) {
+      in_chunk = 0;
+      load_scales(layout, number, group, smaller(kGroupChunk, layout.groups - group), scales);
+    }
+    if constexpr (kZeros) zero = set1(zero_at(layout, number, group) - static_cast<float>(1 << (kBits - 1)));
+    return scale = set1(scales[in_chunk] * 0x1p-21f);
+  }
+};
+
 // The last unit of a row may be shorter than 16 columns; its bytes are copied so that nothing beyond the row
 // is read. Columns beyond k decode to finite weights and meet activations of zero.
 inline const uint8_t* tail_unit(const uint8_t* p, int64_t bytes, uint8_t* buffer) {

@@ -42,26 +42,9 @@ struct IntegerGroupRows {
         shape(shape_of(l)),
         group_segments(l.groups == 1 ? segments_of(shape, l.in_features) : l.group_size / shape.segment) {}
 
-  struct Row {
-    int64_t number, group, left;  // segments of the group that are still to come
-    int64_t in_chunk;
-    Vec zero, scale;
-    alignas(64) float scales[kGroupChunk];
-
-    void start(const IntegerGroupRows&, int64_t row) {
-      number = row, group = -1, left = 0, in_chunk = kGroupChunk - 1;
-    }
-    Vec enter(const IntegerGroupRows& rows, int64_t) {
-      if (left-- > 0) return scale;
-      left = rows.group_segments - 1, ++group;
-      if (++in_chunk == kGroupChunk) {
-        in_chunk = 0;
-        load_scales(rows.layout, number, group, smaller(kGroupChunk, rows.layout.groups - group), scales);
-      }
-      if constexpr (kZeros)
-        zero = set1(zero_at(rows.layout, number, group) - static_cast<float>(1 << (kBits - 1)));
-      return scale = set1(scales[in_chunk] * 0x1p-21f);
-    }
+  struct Row : GroupWalk<kBits, kZeros> {
+    void start(const IntegerGroupRows&, int64_t row) { this->begin(row); }
+    Vec enter(const IntegerGroupRows& rows, int64_t) { return this->next(rows.layout, rows.group_segments); }
     void load(const uint8_t* p, __m512i* vectors) const {
       const __m512i mask = _mm512_set1_epi8((1 << kBits) - 1);
       if constexpr (kBits == 3) {

@@ -67,26 +67,9 @@ struct WordGroupRows {
         shape(shape_of(l)),
         group_segments(l.groups == 1 ? word_segments(shape, l.in_features) : l.group_size / shape.segment) {}
 
-  struct Row {
-    int64_t number, group, left;  // segments of the group that are still to come
-    int64_t in_chunk;
-    Vec zero, scale;
-    alignas(64) float scales[kGroupChunk];
-
-    void start(const WordGroupRows&, int64_t row) {
-      number = row, group = -1, left = 0, in_chunk = kGroupChunk - 1;
-    }
-    Vec enter(const WordGroupRows& rows, int64_t) {
-      if (left-- > 0) return scale;
-      left = rows.group_segments - 1, ++group;
-      if (++in_chunk == kGroupChunk) {
-        in_chunk = 0;
-        load_scales(rows.layout, number, group, smaller(kGroupChunk, rows.layout.groups - group), scales);
-      }
-      if constexpr (kZeros)
-        zero = set1(zero_at(rows.layout, number, group) - static_cast<float>(1 << (kBits - 1)));
-      return scale = set1(scales[in_chunk] * 0x1p-21f);
-    }
+  struct Row : GroupWalk<kBits, kZeros> {
+    void start(const WordGroupRows&, int64_t row) { this->begin(row); }
+    Vec enter(const WordGroupRows& rows, int64_t) { return this->next(rows.layout, rows.group_segments); }
     void load(const uint8_t* p, __m256i* vectors) const {
       if constexpr (kBits == 3) {
         const __m256i first = load_twice(p), last = load_twice(p + 8);  // of 24 bytes
