@@ -69,6 +69,8 @@ int measure(const PerplexityCommand& options, const CommonOptions& common) {
                         {"tokens", result.tokens},
                         {"windows", result.windows}};
     if (result.has_reference) {
+      json["log_perplexity_ratio"] = result.log_perplexity_ratio;
+      json["log_perplexity_ratio_stderr"] = result.log_perplexity_ratio_stderr;
       json["kl_divergence"] = result.kl_divergence;
       json["kl_stderr"] = result.kl_stderr;
       json["top1_agreement"] = result.top1_agreement;
@@ -84,6 +86,9 @@ int measure(const PerplexityCommand& options, const CommonOptions& common) {
   }
   write_output(format_text("perplexity      {}\n", with_error(result.perplexity, result.perplexity_stderr)));
   if (result.has_reference) {
+    write_output(format_text(
+        "perplexity rise {} %\n",
+        with_error(100 * std::expm1(result.log_perplexity_ratio), 100 * result.log_perplexity_ratio_stderr)));
     write_output(format_text("KL divergence   {} nats from {}\n",
                              with_error(result.kl_divergence, result.kl_stderr), options.reference.string()));
     write_output(format_text("top-1 agreement {} %\n",

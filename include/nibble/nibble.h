@@ -82,6 +82,9 @@ struct PerplexityResult {
   int64_t tokens = 0;  // scored
   int64_t windows = 0;
   bool has_reference = false;
+  // ln(perplexity / the reference's). Its error is of the difference token by token, much smaller than what
+  // either perplexity has by itself: the same text is hard or easy for both.
+  double log_perplexity_ratio = 0, log_perplexity_ratio_stderr = 0;
   double kl_divergence = 0, kl_stderr = 0;  // KL(reference || model), nats per scored token
   double top1_agreement = 0,
          top1_stderr = 0;  // share of scored tokens with the same most likely token, 0 .. 1

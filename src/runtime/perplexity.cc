@@ -118,7 +118,7 @@ class WindowRunner : public LogitsSource {
 };
 
 struct Totals {
-  std::vector<double> nll, kl, same_top;  // sums per window
+  std::vector<double> nll, extra_nll, kl, same_top;  // sums per window; extra: beside the reference's
   std::vector<int64_t> counts;
 };
 
@@ -224,7 +224,9 @@ TokenScore score_token(const float* logits, const float* reference, int64_t voca
     reference_total += weight;
     if (weight > 0) difference += weight * (static_cast<double>(reference[i]) - logits[i]);
   }
-  score.kl = difference / reference_total - (reference_largest + std::log(reference_total)) + log_total;
+  const double reference_log_total = reference_largest + std::log(reference_total);
+  score.reference_negative_log_likelihood = reference_log_total - reference[target];
+  score.kl = difference / reference_total - reference_log_total + log_total;
   score.same_top = top == reference_top;
   return score;
 }
@@ -274,17 +276,19 @@ PerplexityResult score_windows(const Engine& engine, const ScoringWindows& windo
       });
     }
     for (int64_t w = 0; w < count; ++w) {
-      double nll = 0, kl = 0, same_top = 0;
+      double nll = 0, reference_nll = 0, kl = 0, same_top = 0;
       for (int64_t i = 0; i < scored_per_window; ++i) {
         const TokenScore& score = scores[static_cast<size_t>(w * scored_per_window + i)];
         if (std::isnan(score.negative_log_likelihood) || std::isnan(score.kl)) {
           fail("{}: computed NaN logits at token {} of window {}", engine.path().string(), i + 1, first + w);
         }
         nll += score.negative_log_likelihood;
+        reference_nll += score.reference_negative_log_likelihood;
         kl += score.kl;
         same_top += score.same_top ? 1 : 0;
       }
       totals.nll.push_back(nll);
+      totals.extra_nll.push_back(nll - reference_nll);
       totals.kl.push_back(kl);
       totals.same_top.push_back(same_top);
       totals.counts.push_back(scored_per_window);
@@ -306,8 +310,11 @@ PerplexityResult score_windows(const Engine& engine, const ScoringWindows& windo
   result.tokens = windows.windows * scored_per_window;
   if (reference != nullptr) {
     result.has_reference = true;
+    const ClusteredMean extra_nll = clustered_mean(totals.extra_nll, totals.counts);
     const ClusteredMean kl = clustered_mean(totals.kl, totals.counts);
     const ClusteredMean same_top = clustered_mean(totals.same_top, totals.counts);
+    result.log_perplexity_ratio = extra_nll.mean;
+    result.log_perplexity_ratio_stderr = extra_nll.standard_error;
     result.kl_divergence = kl.mean;
     result.kl_stderr = kl.standard_error;
     result.top1_agreement = same_top.mean;

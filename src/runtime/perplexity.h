@@ -89,6 +89,7 @@ ClusteredMean clustered_mean(std::span<const double> sums, std::span<const int64
 // What one position's logits say about the token that follows.
 struct TokenScore {
   double negative_log_likelihood = 0;
+  double reference_negative_log_likelihood = 0;
   double kl = 0;          // KL(reference || model)
   bool same_top = false;  // the lowest id among the largest logits is the same
 };

@@ -35,6 +35,7 @@ TEST(PerplexityCommand, AModelDoesNotDivergeFromItself) {
   EXPECT_EQ(result.at("tokens"), 4 * 255);
   EXPECT_GE(result.at("kl_stderr"), 0.0);
   EXPECT_EQ(result.at("top1_stderr"), 0.0);
+  EXPECT_LT(std::fabs(result.at("log_perplexity_ratio").get<double>()), 1e-6);
 }
 
 TEST(PerplexityCommand, AnotherModelDiverges) {
@@ -54,6 +55,15 @@ TEST(PerplexityCommand, AnotherModelDiverges) {
                                    "--chunks", "5", "--reference", fixture("llama_outliers")});
   EXPECT_GT(result.at("kl_divergence"), 0.01);
   EXPECT_EQ(result.at("top1_agreement"), 1.0);  // doubling all logits changes no order
+
+  const Json reference = nibble_json({"perplexity", fixture("llama_outliers"), "-f",
+                                      fixture("text/valid.txt"), "-c", "128", "--chunks", "5"});
+  const double perplexity = result.at("perplexity").get<double>();
+  EXPECT_NEAR(result.at("log_perplexity_ratio").get<double>(),
+              std::log(perplexity / reference.at("perplexity").get<double>()), 1e-6);
+  EXPECT_GT(result.at("log_perplexity_ratio_stderr"), 0.0);
+  EXPECT_LT(result.at("log_perplexity_ratio_stderr"),
+            result.at("perplexity_stderr").get<double>() / perplexity);
 }
 
 TEST(PerplexityCommand, WithABosTheSameTokensAreScored) {

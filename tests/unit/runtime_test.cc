@@ -102,6 +102,7 @@ TEST(ScoreToken, MatchesPlainSoftmax) {
   for (size_t i = 0; i < pq.size(); ++i) kl += pr[i] * std::log(pr[i] / pq[i]);
   const TokenScore score = score_token(q.data(), r.data(), 4, 1);
   EXPECT_NEAR(score.negative_log_likelihood, -std::log(pq[1]), 1e-12);
+  EXPECT_NEAR(score.reference_negative_log_likelihood, -std::log(pr[1]), 1e-12);
   EXPECT_NEAR(score.kl, kl, 1e-12);
   EXPECT_TRUE(score.same_top);
 }
