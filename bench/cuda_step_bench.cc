@@ -119,8 +119,8 @@ void measure(const ModelShape& model, const Device& device, const Stream& stream
               expanded_maps, workspace.data(), device.multiprocessors, stream.get());
   };
   const auto norm = [&](int) {
-    launch_add_norm(residual.as<float>(), x.as<__half>(), weight.as<float>(), 1e-5f, tokens, model.hidden,
-                    gate_up.as<__half>(), stream.get());
+    launch_norm({residual.as<float>(), x.as<__half>(), residual.as<float>(), weight.as<float>(), 1e-5f},
+                tokens, model.hidden, gate_up.as<__half>(), stream.get());
   };
   const auto silu = [&](int) {
     launch_silu_multiply(gate_up.as<__half>(), tokens, model.intermediate, x.as<__half>(), stream.get());
@@ -195,12 +195,12 @@ void measure_quantization(const ModelShape& model, const Stream& stream, int tok
   check(cudaMemset(residual.data(), 0, residual.bytes()), "preparing");
   check(cudaMemset(weight.data(), 0, weight.bytes()), "preparing");
   check(cudaDeviceSynchronize(), "preparing");
-  const NormStep norm = {residual.as<float>(), update.as<__half>(), weight.as<float>(), 1e-5f};
+  const NormStep norm = {residual.as<float>(), update.as<__half>(), residual.as<float>(), weight.as<float>(),
+                         1e-5f};
   const GateStep gate = {gate_up.as<__half>()};
   const double norm_apart = time(
       [&](int) {
-        launch_add_norm(norm.residual, norm.update, norm.weight, norm.epsilon, tokens, model.hidden,
-                        x.as<__half>(), stream.get());
+        launch_norm(norm, tokens, model.hidden, x.as<__half>(), stream.get());
         hidden.quantize(x.as<__half>(), tokens, 4, stream);
       },
       stream);

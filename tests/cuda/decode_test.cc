@@ -168,6 +168,121 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Decode,
                                            DecodeCase{48, 1152, 64, 1, 3}, DecodeCase{33, 1096, 64, 4, 2},
                                            DecodeCase{4096, 4096, 64, 2, 8}));
 
+// One token whose values a step yields on the way.
+class DecodeFromSteps : public OnDevice, public ::testing::WithParamInterface<DecodeCase> {
+ protected:
+  // Of an input with these values, which the kernel rounds to F16.
+  static void run(Operands& operands, const cuda::InputStep& step, const std::vector<double>& x, int stages) {
+    const cuda::Device device = cuda::open_device(0);
+    const cuda::Stream stream;
+    const DecodeShape& shape = operands.shape;
+    ASSERT_TRUE(decode_takes(step, static_cast<int>(shape.k)));
+    operands.spoil();
+    cuda::check(launch_decode_from(step,
+                                   {.weights = operands.device_weight.as<uint8_t>(),
+                                    .y = operands.device_y.as<__half>(),
+                                    .y_stride = operands.y_stride,
+                                    .bias = operands.device_bias.as<float>(),
+                                    .n = static_cast<int>(shape.n),
+                                    .k = static_cast<int>(shape.k),
+                                    .tokens = 1,
+                                    .scales_per_block = static_cast<int>(shape.scales_per_block)},
+                                   {.stages = stages}, device.multiprocessors, stream.get()),
+                "launching");
+    stream.synchronize();
+    std::vector<Operands::Expected> expected;
+    for (int64_t row = 0; row < shape.n; ++row) {
+      double sum = operands.bias[static_cast<size_t>(row)], magnitude = 0;
+      for (int64_t i = 0; i < shape.k; ++i) {
+        const double product =
+            operands.weight[static_cast<size_t>(row * shape.k + i)] * x[static_cast<size_t>(i)];
+        sum += product;
+        magnitude += std::fabs(product);
+      }
+      // Rounding each x, and what it takes to compute it; the sums; rounding y.
+      expected.push_back(
+          {sum, (0x1p-11 + 0x1p-18 + 4.0 * static_cast<double>(shape.k) * 0x1p-24) * magnitude +
+                    std::fabs(sum) * 0x1p-11 + 0x1p-24});
+    }
+    compare(operands.results(), expected, shape.n);
+  }
+  template <typename T>
+  static cuda::Buffer uploaded(const std::vector<T>& values) {
+    cuda::Buffer buffer(sizeof(T) * values.size());
+    buffer.upload(values.data(), buffer.bytes());
+    return buffer;
+  }
+  static std::vector<float> random(size_t count, uint32_t seed) {
+    std::mt19937 generator(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(generator);
+    return values;
+  }
+  static std::vector<uint16_t> random_halves(size_t count, uint32_t seed) {
+    std::vector<uint16_t> halves;
+    for (const float value : random(count, seed)) halves.push_back(float_to_f16(value));
+    return halves;
+  }
+};
+
+TEST_P(DecodeFromSteps, Norms) {
+  const DecodeCase c = GetParam();
+  Operands operands(c.n, c.k, c.group_size, 1);
+  const auto columns = static_cast<size_t>(c.k);
+  const std::vector<float> residual = random(columns, 1), weight = random(columns, 2);
+  const std::vector<uint16_t> update = random_halves(columns, 3);
+  const cuda::Buffer device_residual = uploaded(residual), device_weight = uploaded(weight),
+                     device_update = uploaded(update);
+  for (const bool updated : {false, true}) {
+    const cuda::Buffer sum = uploaded(std::vector<float>(columns, NAN));
+    std::vector<float> after = residual;
+    for (size_t i = 0; updated && i < columns; ++i) after[i] += f16_to_float(update[i]);
+    double squares = 0;
+    for (const float value : after) squares += double{value} * value;
+    std::vector<double> x;
+    for (size_t i = 0; i < columns; ++i)
+      x.push_back(after[i] / std::sqrt(squares / static_cast<double>(columns) + 1e-5) * weight[i]);
+    run(operands,
+        cuda::NormStep{.residual = device_residual.as<float>(),
+                       .update = updated ? device_update.as<__half>() : nullptr,
+                       .sum = sum.as<float>(),
+                       .weight = device_weight.as<float>(),
+                       .epsilon = 1e-5f},
+        x, c.stages);
+    std::vector<float> got(columns);
+    sum.download(got.data(), sum.bytes());
+    EXPECT_EQ(got, after);
+  }
+}
+
+TEST_P(DecodeFromSteps, GatesAndFloats) {
+  const DecodeCase c = GetParam();
+  Operands operands(c.n, c.k, c.group_size, 1);
+  const auto columns = static_cast<size_t>(c.k);
+  const std::vector<uint16_t> gate_up = random_halves(2 * columns, 4);
+  const std::vector<float> floats = random(columns, 5);
+  const cuda::Buffer device_gate_up = uploaded(gate_up), device_floats = uploaded(floats);
+  std::vector<double> x;
+  for (size_t i = 0; i < columns; ++i) {
+    const double gate = f16_to_float(gate_up[i]);
+    x.push_back(gate / (1 + std::exp(-gate)) * f16_to_float(gate_up[columns + i]));
+  }
+  run(operands, cuda::GateStep{device_gate_up.as<__half>()}, x, c.stages);
+  run(operands, cuda::FloatStep{device_floats.as<float>()}, {floats.begin(), floats.end()}, c.stages);
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, DecodeFromSteps,
+                         ::testing::Values(DecodeCase{16, 128, 128, 1, 10}, DecodeCase{17, 136, 0, 1, 2},
+                                           DecodeCase{33, 1096, 128, 1, 2}, DecodeCase{4096, 4096, 128, 1, 8},
+                                           DecodeCase{64, 8192, 0, 1, 6}, DecodeCase{1, 8, 0, 1, 10},
+                                           DecodeCase{48, 1152, 64, 1, 3}, DecodeCase{5120, 4096, 64, 1, 8}));
+
+TEST(DecodeSteps, WiderNormsAreNotTaken) {
+  EXPECT_FALSE(decode_takes(cuda::NormStep{}, 8200));
+  EXPECT_TRUE(decode_takes(cuda::GateStep{}, 28672));
+}
+
 class PlainDecode : public OnDevice, public ::testing::WithParamInterface<DecodeCase> {};
 
 TEST_P(PlainDecode, EqualsPlainLoops) {

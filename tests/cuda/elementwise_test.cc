@@ -34,8 +34,9 @@ TEST_F(Elementwise, AddsAndNormalises) {
         const DeviceArray<float> weight(random_floats(static_cast<size_t>(hidden), generator));
         const DeviceArray<uint16_t> more(random_halves(count, generator));
         DeviceArray<uint16_t> out(std::vector<uint16_t>(count, 0x7E00));
-        launch_add_norm(residual.device(), update ? halves(more) : nullptr, weight.device(), 1e-5f, tokens,
-                        hidden, halves(out), stream.get());
+        launch_norm(
+            {residual.device(), update ? halves(more) : nullptr, residual.device(), weight.device(), 1e-5f},
+            tokens, hidden, halves(out), stream.get());
         stream.synchronize();
         residual.download();
         out.download();

@@ -42,7 +42,7 @@ constexpr Expected kExpected[] = {
     {"cuda", "prompt_kernel", "HGMMA"},
     {"cuda", "plain_kernel", "", kBoth},
     {"cuda", "embed_kernel", "", kBoth},
-    {"cuda", "add_norm_kernel", "", kBoth},
+    {"cuda", "norm_kernel", "", kBoth},
     {"cuda", "add_kernel", "", kBoth},
     {"cuda", "add_bias_kernel", "", kBoth},
     {"cuda", "rotate_kernel", "", kBoth},

@@ -92,9 +92,9 @@ TEST_P(DeviceRotation, OfNorms) {
   const DeviceArray<float> weight(weights);
   const DeviceArray<uint16_t> update(random_halves(count_, generator));
   DeviceArray<float> got(std::vector<float>(count_, NAN));
-  DeviceHadamard(shape_).launch(
-      NormStep{residual.device(), reinterpret_cast<const __half*>(update.device()), weight.device(), 1e-5f},
-      static_cast<int>(tokens_), got.device(), stream.get());
+  DeviceHadamard(shape_).launch(NormStep{residual.device(), reinterpret_cast<const __half*>(update.device()),
+                                         residual.device(), weight.device(), 1e-5f},
+                                static_cast<int>(tokens_), got.device(), stream.get());
   stream.synchronize();
   residual.download();
   got.download();

@@ -177,7 +177,7 @@ TEST_P(QuantizeStep, NormsAreAddedToTheResidualAndQuantized) {
   for (const bool updated : {false, true}) {
     const cuda::NormStep step = {residual.device(),
                                  updated ? reinterpret_cast<const __half*>(update.device()) : nullptr,
-                                 weight.device(), 1e-5f};
+                                 residual.device(), weight.device(), 1e-5f};
     const auto after = [&](int t, int i) {
       const size_t at = static_cast<size_t>(t) * shape_.k + static_cast<size_t>(i);
       return before[at] + (updated ? f16_to_float(update.host()[at]) : 0.0f);

@@ -28,29 +28,29 @@ __global__ void embed_kernel(const __half* table, const int32_t* ids, int hidden
   for (int i = threadIdx.x; i < hidden; i += blockDim.x) to[i] = __half2float(from[i]);
 }
 
-__global__ void add_norm_kernel(float* residual, const __half* update, const float* weight, float epsilon,
-                                int hidden, __half* out) {
+__global__ void norm_kernel(NormStep step, int hidden, __half* out) {
   extern __shared__ __align__(16) float kept[];  // [hidden]
   // Weights depend on no kernel: the first of them arrive while the previous one ends.
-  const float4* const weights = reinterpret_cast<const float4*>(weight);
+  const float4* const weights = reinterpret_cast<const float4*>(step.weight);
   const float4 first_weight = threadIdx.x < hidden / 4 ? __ldg(weights + threadIdx.x) : float4{};
   ptx::wait_for_previous_kernel();
   ptx::launch_dependents();
   const int64_t token = blockIdx.x;
-  float4* const from = reinterpret_cast<float4*>(residual + token * hidden);
-  const Half4* const more = reinterpret_cast<const Half4*>(update + token * hidden);
+  const float4* const from = reinterpret_cast<const float4*>(step.residual + token * hidden);
+  const Half4* const more = reinterpret_cast<const Half4*>(step.update + token * hidden);
+  float4* const sums = reinterpret_cast<float4*>(step.sum + token * hidden);
   float squares = 0;
   for (int i = threadIdx.x; i < hidden / 4; i += blockDim.x) {
     float4 v = from[i];
-    if (update != nullptr) {
+    if (step.update != nullptr) {
       const float4 u = to_float(more[i]);
       v = {v.x + u.x, v.y + u.y, v.z + u.z, v.w + u.w};
-      from[i] = v;
     }
+    if (step.update != nullptr || step.sum != step.residual) sums[i] = v;
     squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
     reinterpret_cast<float4*>(kept)[i] = v;
   }
-  const float scale = rsqrtf(block_sum(squares) / static_cast<float>(hidden) + epsilon);
+  const float scale = rsqrtf(block_sum(squares) / static_cast<float>(hidden) + step.epsilon);
   Half4* const to = reinterpret_cast<Half4*>(out + token * hidden);
   for (int i = threadIdx.x; i < hidden / 4; i += blockDim.x) {
     const float4 v = reinterpret_cast<const float4*>(kept)[i];  // written by this thread
@@ -181,15 +181,13 @@ void launch_embed(const __half* table, const int32_t* ids, int tokens, int hidde
                    "looking embeddings up", table, ids, hidden, residual);
 }
 
-void launch_add_norm(float* residual, const __half* update, const float* weight, float epsilon, int tokens,
-                     int hidden, __half* out, cudaStream_t stream) {
+void launch_norm(const NormStep& step, int tokens, int hidden, __half* out, cudaStream_t stream) {
   if (hidden % 4 != 0) check(cudaErrorInvalidValue, "normalising");
   const size_t bytes = sizeof(float) * static_cast<size_t>(hidden);
-  allow_shared_bytes(add_norm_kernel, bytes, "normalising");
+  allow_shared_bytes(norm_kernel, bytes, "normalising");
   // A single token is waited for: all of it at once. Of many, several fit a multiprocessor.
   const int threads = tokens < 64 ? threads_for(hidden / 4) : std::min(256, threads_for(hidden / 4));
-  launch_dependent(add_norm_kernel, tokens, threads, bytes, stream, "normalising", residual, update, weight,
-                   epsilon, hidden, out);
+  launch_dependent(norm_kernel, tokens, threads, bytes, stream, "normalising", step, hidden, out);
 }
 
 void launch_add(float* residual, const __half* update, int64_t count, cudaStream_t stream) {

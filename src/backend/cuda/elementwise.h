@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "backend/cuda/input_step.h"
 #include "backend/cuda/kv_cache.h"
 
 namespace nibble::cuda {
@@ -16,10 +17,8 @@ namespace nibble::cuda {
 void launch_embed(const __half* table, const int32_t* ids, int tokens, int hidden, float* residual,
                   cudaStream_t stream);
 
-// residual [tokens, hidden] += update (null: nothing), then out [tokens, hidden] = residual / rms(residual) *
-// weight, with rms(r)^2 = mean(r^2) + epsilon. hidden is a multiple of 4.
-void launch_add_norm(float* residual, const __half* update, const float* weight, float epsilon, int tokens,
-                     int hidden, __half* out, cudaStream_t stream);
+// out [tokens, hidden] = what the step yields (input_step.h). hidden is a multiple of 4.
+void launch_norm(const NormStep& step, int tokens, int hidden, __half* out, cudaStream_t stream);
 
 // residual [count] += update.
 void launch_add(float* residual, const __half* update, int64_t count, cudaStream_t stream);

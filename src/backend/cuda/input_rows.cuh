@@ -154,8 +154,8 @@ __device__ void load_row(const NormStep& step, const Team& team, Exchange& excha
       load_halves(step.update + at, more);
 #pragma unroll
       for (int e = 0; e < 8; ++e) x[i][e] += more[e];
-      store_floats(x[i], step.residual + at);
     }
+    if (step.update != nullptr || step.sum != step.residual) store_floats(x[i], step.sum + at);
 #pragma unroll
     for (int e = 0; e < 8; ++e) squares += x[i][e] * x[i][e];
   }

@@ -1,5 +1,5 @@
-// The step of a block that makes a linear's input, as a description: a linear that quantizes its input can
-// take the step over, quantize the values as they are in FP32, and spare a kernel between.
+// The step of a block that makes a linear's input, as a description: a linear can take the step over and
+// spare a kernel between; one that quantizes its input then quantizes the values as they are in FP32.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -8,11 +8,14 @@
 
 namespace nibble::cuda {
 
-// residual [tokens, k] += update [tokens, k] (null: nothing), in place; then x = residual / rms(residual) *
-// weight [k], with rms(r)^2 = mean(r^2) + epsilon.
+// sum [tokens, k] = residual [tokens, k] + update [tokens, k] (null: nothing); then x = sum / rms(sum) *
+// weight [k], with rms(r)^2 = mean(r^2) + epsilon. `sum` may be `residual` itself where one token's row is
+// one block's; linears that take the step of a single token want it apart, since all their blocks read the
+// row.
 struct NormStep {
-  float* residual = nullptr;
+  const float* residual = nullptr;
   const __half* update = nullptr;
+  float* sum = nullptr;
   const float* weight = nullptr;
   float epsilon = 0;
 };

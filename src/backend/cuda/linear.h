@@ -48,10 +48,13 @@ class DeviceLinear {
   virtual void forward(const __half* x, int tokens, __half* y, int64_t y_stride, void* workspace,
                        cudaStream_t stream) const = 0;
 
-  // Linears that quantize their input may take over the step that makes it. forward_from() is forward() of
-  // what `step` yields, rounded to nothing less than FP32 before it is quantized, and does what else the step
-  // does (a norm adds to the residual). Only to be called where takes_steps() holds.
-  virtual bool takes_steps() const { return false; }
+  // Linears may take over the step that makes their input. forward_from() is forward() of what `step` yields,
+  // rounded to nothing less than FP32 before a linear that quantizes quantizes it, and does what else the
+  // step does (a norm's sum). Only to be called where takes() holds.
+  virtual bool takes(const InputStep& step, int tokens) const {
+    static_cast<void>(step), static_cast<void>(tokens);
+    return false;
+  }
   virtual void forward_from(const InputStep& step, int tokens, __half* y, int64_t y_stride, void* workspace,
                             cudaStream_t stream) const;
 

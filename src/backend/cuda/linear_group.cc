@@ -88,7 +88,7 @@ void DeviceLinearGroup::forward(const __half* x, int tokens, __half* y, void* wo
 
 void DeviceLinearGroup::forward_from(const InputStep& step, int tokens, __half* y, void* workspace,
                                      cudaStream_t stream) const {
-  NIBBLE_CHECK(takes_steps());
+  NIBBLE_CHECK(takes(step, tokens));
   parts_.front().linear->forward_from(step, tokens, y, out_features_, workspace, stream);
 }
 

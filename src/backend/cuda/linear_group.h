@@ -33,8 +33,10 @@ class DeviceLinearGroup {
   size_t workspace_bytes(int most_tokens) const;
   // y [tokens, out_features()]: outputs side by side in the order of the linears.
   void forward(const __half* x, int tokens, __half* y, void* workspace, cudaStream_t stream) const;
-  // The same of what `step` yields, where its only linear takes steps.
-  bool takes_steps() const { return parts_.size() == 1 && parts_.front().linear->takes_steps(); }
+  // The same of what `step` yields, where its only linear takes it.
+  bool takes(const InputStep& step, int tokens) const {
+    return parts_.size() == 1 && parts_.front().linear->takes(step, tokens);
+  }
   void forward_from(const InputStep& step, int tokens, __half* y, void* workspace, cudaStream_t stream) const;
   void prepare(int tokens, void* workspace, cudaStream_t stream) const;
   DeviceLinearGroup duplicate() const;

@@ -47,7 +47,7 @@ std::string refusal_of(const DeviceKernel& kernel, const Problem& problem, const
 }  // namespace
 
 void DeviceLinear::forward_from(const InputStep&, int, __half*, int64_t, void*, cudaStream_t) const {
-  NIBBLE_CHECK(!"this linear takes no steps");
+  NIBBLE_CHECK(!"this linear takes no such step");
 }
 
 std::span<const DeviceKernel* const> device_kernels(const LinearFormat& format) {

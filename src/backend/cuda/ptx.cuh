@@ -42,6 +42,11 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+// Asks for the line that holds `global` to come into the L2.
+__device__ inline void prefetch_l2(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // Copies `bytes` (a multiple of 16) from global to shared memory, both 16-byte aligned, and reports them to
 // `barrier`. Weights are read once: they leave the L2 first.
 __device__ inline uint64_t evict_first_policy() {

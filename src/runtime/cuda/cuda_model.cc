@@ -9,20 +9,23 @@
 namespace nibble::cuda {
 namespace {
 
+// Bytes. Attention's activations, the MLP's and the logits are never alive at the same time: they share.
 struct ActivationSizes {
   size_t control, residual, x, y, qkv, attended, gate_up, activated, rotated, logits;
-  size_t total() const {
-    return control + residual + x + y + qkv + attended + gate_up + activated + rotated + logits;
-  }
+  size_t shared() const { return std::max({qkv + attended, gate_up + activated, logits}); }
+  size_t total() const { return control + residual + x + y + rotated + shared(); }
 };
 
 ActivationSizes activation_sizes(const ModelSpec& spec, int chunk) {
-  const auto halves = [&](int64_t width) { return sizeof(__half) * static_cast<size_t>(chunk * width); };
+  constexpr size_t kAlignment = 256;
+  const auto halves = [&](int64_t width) {
+    return (sizeof(__half) * static_cast<size_t>(chunk * width) + kAlignment - 1) / kAlignment * kAlignment;
+  };
   const int rows = std::min(kLogitRows, chunk);
   const int64_t rotated =
       std::max(spec.hidden_hadamard ? spec.hidden_size : 0, spec.down_hadamard ? spec.intermediate_size : 0);
   return {.control = sizeof(int32_t) * static_cast<size_t>(chunk + 1),
-          .residual = sizeof(float) * static_cast<size_t>(chunk * spec.hidden_size),
+          .residual = sizeof(float) * static_cast<size_t>((chunk + 1) * spec.hidden_size),
           .x = halves(spec.hidden_size),
           .y = halves(spec.hidden_size),
           .qkv = halves(spec.query_size() + 2 * spec.kv_size()),
@@ -90,11 +93,10 @@ CudaModel::CudaModel(ModelSpec spec, Device device, int chunk, Ends ends, std::v
   residual_ = Buffer(sizes.residual);
   x_ = Buffer(sizes.x);
   y_ = Buffer(sizes.y);
-  qkv_ = Buffer(sizes.qkv);
-  attended_ = Buffer(sizes.attended);
-  gate_up_ = Buffer(sizes.gate_up);
-  activated_ = Buffer(sizes.activated);
-  logits_ = Buffer(sizes.logits);
+  shared_ = Buffer(sizes.shared());
+  qkv_ = gate_up_ = shared_.as<__half>();
+  attended_ = qkv_ + sizes.qkv / sizeof(__half);
+  activated_ = gate_up_ + sizes.gate_up / sizeof(__half);
   workspace_ = Buffer(workspace);
   attention_workspace_ = Buffer(attention_workspace);
   check(cudaMemset(attention_workspace_.data(), 0, attention_workspace), "preparing attention");
@@ -126,14 +128,18 @@ void CudaModel::enqueue_layers(const Caches& caches, int tokens) const {
   const cudaStream_t stream = stream_.get();
   const auto epsilon = static_cast<float>(spec_.norm_epsilon);
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec_.head_dim)));
-  __half *const x = x_.as<__half>(), *const y = y_.as<__half>(), *const qkv = qkv_.as<__half>();
+  __half *const x = x_.as<__half>(), *const y = y_.as<__half>(), *const qkv = qkv_;
   ends_.embedding->embed(control() + 1, tokens, residual(), stream);
   const __half* update = nullptr;
+  // Of one token every block of a kernel may read the residual (NormStep): sums go to and fro between two
+  // rows. A layer has two norms, so after each layer they are where they began.
+  float* now = residual();
+  const auto norm = [&](const __half* more, const Buffer& weight) {
+    float* const sum = tokens == 1 && now == residual() ? second_residual() : residual();
+    return NormStep{std::exchange(now, sum), more, sum, weight.as<float>(), epsilon};
+  };
   for (size_t i = 0; i < layers_.size(); ++i) {
     const DeviceLayer& layer = layers_[i];
-    const auto norm = [&](const __half* more, const Buffer& weight) {
-      return NormStep{residual(), more, weight.as<float>(), epsilon};
-    };
     enqueue_group(norm(update, layer.attention_norm), hidden_rotation_, layer.query_key_value, tokens, x,
                   qkv);
     update = y;
@@ -150,7 +156,7 @@ void CudaModel::enqueue_layers(const Caches& caches, int tokens) const {
                             stream);
     attention({.shape = heads(),
                .qkv = qkv,
-               .out = attended_.as<__half>(),
+               .out = attended_,
                .tokens = tokens,
                .first_position = control(),
                .window = layer.window,
@@ -160,26 +166,25 @@ void CudaModel::enqueue_layers(const Caches& caches, int tokens) const {
                .table_pages = caches.table_pages},
               caches.maps[std::min(i, caches.maps.size() - 1)], attention_workspace_.data(),
               device_.multiprocessors, stream);
-    layer.output.forward(attended_.as<__half>(), tokens, y, workspace_.data(), stream);
-    enqueue_group(norm(y, layer.mlp_norm), hidden_rotation_, layer.gate_up, tokens, x, gate_up_.as<__half>());
-    enqueue_group(GateStep{gate_up_.as<__half>()}, down_rotation_, layer.down, tokens,
-                  activated_.as<__half>(), y);
+    layer.output.forward(attended_, tokens, y, workspace_.data(), stream);
+    enqueue_group(norm(y, layer.mlp_norm), hidden_rotation_, layer.gate_up, tokens, x, gate_up_);
+    enqueue_group(GateStep{gate_up_}, down_rotation_, layer.down, tokens, activated_, y);
   }
 }
 
 void CudaModel::enqueue_group(const InputStep& step, const std::optional<DeviceHadamard>& rotation,
                               const DeviceLinearGroup& group, int tokens, __half* halves, __half* y) const {
   const cudaStream_t stream = stream_.get();
-  if (group.takes_steps()) {
-    if (!rotation) return group.forward_from(step, tokens, y, workspace_.data(), stream);
+  if (!rotation && group.takes(step, tokens))
+    return group.forward_from(step, tokens, y, workspace_.data(), stream);
+  if (rotation && group.takes(FloatStep{rotated_.as<float>()}, tokens)) {
     rotation->launch(step, tokens, rotated_.as<float>(), stream);
     return group.forward_from(FloatStep{rotated_.as<float>()}, tokens, y, workspace_.data(), stream);
   }
   if (rotation) {
     rotation->launch(step, tokens, halves, stream);
   } else if (const auto* norm = std::get_if<NormStep>(&step)) {
-    launch_add_norm(norm->residual, norm->update, norm->weight, norm->epsilon, tokens, hidden(), halves,
-                    stream);
+    launch_norm(*norm, tokens, hidden(), halves, stream);
   } else if (const auto* gate = std::get_if<GateStep>(&step)) {
     launch_silu_multiply(gate->gate_up, tokens, static_cast<int>(spec_.intermediate_size), halves, stream);
   }
@@ -191,10 +196,13 @@ void CudaModel::enqueue_states(int tokens) const {
   launch_add(residual(), y_.as<__half>(), int64_t{tokens} * hidden(), stream_.get());
 }
 
+NormStep CudaModel::final_norm(float* states, const __half* update) const {
+  return {states, update, states, ends_.final_norm.as<float>(), static_cast<float>(spec_.norm_epsilon)};
+}
+
 void CudaModel::enqueue_logits(int token) const {
   const int64_t at = int64_t{token} * hidden();
-  launch_add_norm(residual() + at, y_.as<__half>() + at, ends_.final_norm.as<float>(),
-                  static_cast<float>(spec_.norm_epsilon), 1, hidden(), x_.as<__half>(), stream_.get());
+  launch_norm(final_norm(residual() + at, y_.as<__half>() + at), 1, hidden(), x_.as<__half>(), stream_.get());
   head().logits(x_.as<__half>(), 1, device_logits(), workspace_.data(), stream_.get());
 }
 
@@ -203,12 +211,11 @@ void CudaModel::logits(const float* hidden_states, int64_t count, float* out) {
   for (int64_t first = 0; first < count; first += kLogitRows) {
     const int rows = static_cast<int>(std::min<int64_t>({kLogitRows, chunk_, count - first}));
     residual_.upload(hidden_states + first * hidden(), sizeof(float) * static_cast<size_t>(rows * hidden()));
-    launch_add_norm(residual(), nullptr, ends_.final_norm.as<float>(), static_cast<float>(spec_.norm_epsilon),
-                    rows, hidden(), x_.as<__half>(), stream_.get());
+    launch_norm(final_norm(residual(), nullptr), rows, hidden(), x_.as<__half>(), stream_.get());
     head().logits(x_.as<__half>(), rows, device_logits(), workspace_.data(), stream_.get());
     stream_.synchronize();
     float* const to = out + first * spec_.vocabulary;
-    logits_.download(to, sizeof(float) * static_cast<size_t>(rows * spec_.vocabulary));
+    shared_.download(to, sizeof(float) * static_cast<size_t>(rows * spec_.vocabulary));
     require_finite(to, rows * spec_.vocabulary);
   }
 }

@@ -79,7 +79,8 @@ class CudaModel : public DeviceModel {
   int32_t* control() const { return control_.as<int32_t>(); }
   int32_t* host_control() const { return host_control_.as<int32_t>(); }
   float* residual() const { return residual_.as<float>(); }
-  float* device_logits() const { return logits_.as<float>(); }
+  float* second_residual() const { return residual() + int64_t{chunk_} * spec_.hidden_size; }  // one row
+  float* device_logits() const { return shared_.as<float>(); }
   float* host_logits() const { return host_logits_.as<float>(); }
 
   // The cache of a sequence: per layer, and how the copy engine sees it; of an 8-bit one only `expanded`, to
@@ -104,10 +105,12 @@ class CudaModel : public DeviceModel {
 
  private:
   void prepare();
-  // y = `group` of what `step` yields, transformed by `rotation` (null: not). Linears that do not take steps
-  // read it from `halves`.
+  // y = `group` of what `step` yields, transformed by `rotation` (null: not). Linears that do not take the
+  // step read it from `halves`.
   void enqueue_group(const InputStep& step, const std::optional<DeviceHadamard>& rotation,
                      const DeviceLinearGroup& group, int tokens, __half* halves, __half* y) const;
+  // In place.
+  NormStep final_norm(float* states, const __half* update) const;
   const TokenTable& head() const { return ends_.head ? *ends_.head : *ends_.embedding; }
   HeadsShape heads() const;
   int hidden() const { return static_cast<int>(spec_.hidden_size); }
@@ -121,8 +124,11 @@ class CudaModel : public DeviceModel {
   Stream stream_;
   std::optional<DeviceHadamard> hidden_rotation_, down_rotation_;
   Buffer rotated_;  // FP32 [chunk, the widest rotated vector] or empty
-  Buffer frequencies_, control_, residual_, x_, y_, qkv_, attended_, gate_up_, activated_, logits_,
-      workspace_, attention_workspace_;
+  Buffer frequencies_, control_, residual_, x_, y_, workspace_, attention_workspace_;
+  // Queries, keys and values, and what attention makes of them; later gate and up, and their product; at last
+  // the logits.
+  Buffer shared_;
+  __half *qkv_ = nullptr, *attended_ = nullptr, *gate_up_ = nullptr, *activated_ = nullptr;
   PinnedBuffer host_control_, host_logits_;
 };
 

@@ -4,6 +4,7 @@
 // because weights depend on nothing.
 #include "backend/cuda/ptx.cuh"
 #include "formats/group_int/cuda/decode.h"
+#include "formats/group_int/cuda/decode_input.cuh"
 #include "formats/group_int/cuda/decode_shape.h"
 #include "formats/group_int/cuda/operands.cuh"
 
@@ -20,18 +21,8 @@ struct Shared {
   float sums[2][kWarps][kBlockRows * kMaximumDecodeTokens];
 };
 
-// Copies 8 columns of a token to shared memory: within 32 columns, lane q of four is to find columns 2q, 2q +
-// 1 of each 8 in 16 bytes, which are its operands of two products.
-__device__ inline void place_columns(__half* row, int column, uint4 values) {
-  uint32_t* const to = reinterpret_cast<uint32_t*>(row + column / 32 * 32) + column % 32 / 8;
-  to[0] = values.x;
-  to[4] = values.y;
-  to[8] = values.z;
-  to[12] = values.w;
-}
-
-template <int kTokens, int kScales>
-__global__ void __launch_bounds__(kThreads, 2) decode_kernel(DecodeProblem problem, int stages) {
+template <int kTokens, int kScales, typename Step>
+__global__ void __launch_bounds__(kThreads, 2) decode_kernel(DecodeProblem problem, Step step, int stages) {
   extern __shared__ __align__(128) uint8_t dynamic[];
   constexpr int kBlockBytes = kCodeBytes + kScales * kScaleBytes, kChunkBytes = kWarps * kBlockBytes;
   constexpr int kColumns = kBlockColumns;
@@ -77,15 +68,15 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(DecodeProblem probl
     return;
   }
 
-  ptx::wait_for_previous_kernel();
-  for (int token = 0; token < kTokens; ++token) {
-    for (int i = threadIdx.x * 8; i < padded_k; i += 32 * kWarps * 8) {
-      uint4 values = {0, 0, 0, 0};
-      if (i < problem.k) values = *reinterpret_cast<const uint4*>(problem.x + int64_t{token} * problem.k + i);
-      place_columns(x + token * padded_k, i, values);
-    }
-  }
-  ptx::named_barrier(kMultiplierBarrier, 32 * kWarps);
+  const auto sync = [] { ptx::named_barrier(kMultiplierBarrier, 32 * kWarps); };
+  place_tokens<kTokens>(step,
+                        TokenPlace{.x = x,
+                                   .k = problem.k,
+                                   .padded_k = padded_k,
+                                   .thread = static_cast<int>(threadIdx.x),
+                                   .threads = 32 * kWarps},
+                        shared.sums[0][0], sync);
+  sync();
 
   const int g = lane / 4, q = lane % 4;
   const uint32_t magic = decode_magic();
@@ -167,11 +158,11 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(DecodeProblem probl
   }
 }
 
-template <int kTokens, int kScales>
-cudaError_t launch(const DecodeProblem& problem, const DecodePlan& plan, int multiprocessors,
-                   cudaStream_t stream) {
+template <int kTokens, int kScales, typename Step>
+cudaError_t launch(const DecodeProblem& problem, const Step& step, const DecodePlan& plan,
+                   int multiprocessors, cudaStream_t stream) {
   const size_t bytes = decode_shared_bytes(problem, plan);
-  const auto kernel = decode_kernel<kTokens, kScales>;
+  const auto kernel = decode_kernel<kTokens, kScales, Step>;
   if (const cudaError_t error =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
       error != cudaSuccess) {
@@ -188,24 +179,29 @@ cudaError_t launch(const DecodeProblem& problem, const DecodePlan& plan, int mul
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, problem, plan.stages);
+  return cudaLaunchKernelEx(&config, kernel, problem, step, plan.stages);
 }
 
 template <int kScales>
 cudaError_t launch_for_tokens(const DecodeProblem& problem, const DecodePlan& plan, int multiprocessors,
                               cudaStream_t stream) {
+  const HalvesStep step = {problem.x};
   switch (problem.tokens) {
     case 1:
-      return launch<1, kScales>(problem, plan, multiprocessors, stream);
+      return launch<1, kScales>(problem, step, plan, multiprocessors, stream);
     case 2:
-      return launch<2, kScales>(problem, plan, multiprocessors, stream);
+      return launch<2, kScales>(problem, step, plan, multiprocessors, stream);
     case 3:
-      return launch<3, kScales>(problem, plan, multiprocessors, stream);
+      return launch<3, kScales>(problem, step, plan, multiprocessors, stream);
     case 4:
-      return launch<4, kScales>(problem, plan, multiprocessors, stream);
+      return launch<4, kScales>(problem, step, plan, multiprocessors, stream);
     default:
       return cudaErrorInvalidValue;
   }
+}
+
+bool valid(const DecodeProblem& problem, const DecodePlan& plan) {
+  return plan.stages >= kMinimumStages && plan.stages <= kMaximumStages && problem.k % 8 == 0;
 }
 
 }  // namespace
@@ -219,11 +215,25 @@ size_t decode_shared_bytes(const DecodeProblem& problem, const DecodePlan& plan)
 
 cudaError_t launch_decode(const DecodeProblem& problem, const DecodePlan& plan, int multiprocessors,
                           cudaStream_t stream) {
-  if (plan.stages < kMinimumStages || plan.stages > kMaximumStages || problem.k % 8 != 0) {
-    return cudaErrorInvalidValue;
-  }
+  if (!valid(problem, plan)) return cudaErrorInvalidValue;
   return problem.scales_per_block == 1 ? launch_for_tokens<1>(problem, plan, multiprocessors, stream)
                                        : launch_for_tokens<2>(problem, plan, multiprocessors, stream);
+}
+
+bool decode_takes(const cuda::InputStep& step, int k) {
+  return !std::holds_alternative<cuda::NormStep>(step) || k <= kMaximumNormColumns;
+}
+
+cudaError_t launch_decode_from(const cuda::InputStep& step, const DecodeProblem& problem,
+                               const DecodePlan& plan, int multiprocessors, cudaStream_t stream) {
+  if (!valid(problem, plan) || problem.tokens != 1 || !decode_takes(step, problem.k))
+    return cudaErrorInvalidValue;
+  return std::visit(
+      [&](const auto& one) {
+        return problem.scales_per_block == 1 ? launch<1, 1>(problem, one, plan, multiprocessors, stream)
+                                             : launch<1, 2>(problem, one, plan, multiprocessors, stream);
+      },
+      step);
 }
 
 }  // namespace nibble::group_int_cuda

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "backend/cuda/input_step.h"
+
 namespace nibble::group_int_cuda {
 
 inline constexpr int kMaximumDecodeTokens = 4;
@@ -36,5 +38,12 @@ size_t decode_shared_bytes(const DecodeProblem& problem, const DecodePlan& plan)
 // kernel has ended (it waits before it reads x). Returns the launch's error.
 cudaError_t launch_decode(const DecodeProblem& problem, const DecodePlan& plan, int multiprocessors,
                           cudaStream_t stream);
+
+// The same for one token, whose x is what `step` yields for k columns, rounded to F16; problem.x is not read.
+// Every block computes the step for itself; a norm's sum must lie apart from its residual. decode_takes():
+// whether the kernel can, for its columns.
+bool decode_takes(const cuda::InputStep& step, int k);
+cudaError_t launch_decode_from(const cuda::InputStep& step, const DecodeProblem& problem,
+                               const DecodePlan& plan, int multiprocessors, cudaStream_t stream);
 
 }  // namespace nibble::group_int_cuda

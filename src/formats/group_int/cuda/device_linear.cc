@@ -16,6 +16,7 @@ namespace nibble::group_int_cuda {
 namespace {
 
 constexpr size_t kSliceBytes = size_t{256} << 20;  // of FP16 weights at a time, for very many tokens
+constexpr const char* kWhat = "multiplying 4-bit weights";
 
 enum class Kernels { kHopper, kPlain };
 
@@ -65,23 +66,14 @@ class PackedLinears final : public cuda::DeviceLinear {
 
   void forward(const __half* x, int tokens, __half* y, int64_t y_stride, void* workspace,
                cudaStream_t stream) const override {
-    const char* const what = "multiplying 4-bit weights";
     const int n = static_cast<int>(n_), k = static_cast<int>(k_);
-    const float* const bias = bias_.bytes() > 0 ? bias_.as<float>() : nullptr;
-    const DecodeProblem problem = {.weights = weights_.as<uint8_t>(),
-                                   .x = x,
-                                   .y = y,
-                                   .y_stride = y_stride,
-                                   .bias = bias,
-                                   .n = n,
-                                   .k = k,
-                                   .tokens = tokens,
-                                   .scales_per_block = scales_per_block_};
+    const float* const bias = this->bias();
+    const DecodeProblem problem = decode_problem(x, tokens, y, y_stride);
     if (runs_plain(tokens)) return launch_plain(problem, stream);
     const Choice choice = choose_for(tokens);
     switch (choice.method) {
       case Method::kDecode:
-        cuda::check(launch_decode(problem, choice.decode, multiprocessors_, stream), what);
+        cuda::check(launch_decode(problem, choice.decode, multiprocessors_, stream), kWhat);
         break;
       case Method::kTile:
         cuda::check(launch_tile({.weights = weights_.as<uint8_t>(),
@@ -96,7 +88,7 @@ class PackedLinears final : public cuda::DeviceLinear {
                                  .workspace = workspace,
                                  .flags = flags_.as<uint32_t>()},
                                 choice.tile, multiprocessors_, stream),
-                    what);
+                    kWhat);
         break;
       case Method::kExpand: {
         auto* const slice = slice_of(workspace);
@@ -110,6 +102,18 @@ class PackedLinears final : public cuda::DeviceLinear {
         break;
       }
     }
+  }
+
+  // The decode kernel's blocks each compute the step: worth it for one token.
+  bool takes(const cuda::InputStep& step, int tokens) const override {
+    return tokens == 1 && kernels_ == Kernels::kHopper && choose_for(1).method == Method::kDecode &&
+           decode_takes(step, static_cast<int>(k_));
+  }
+  void forward_from(const cuda::InputStep& step, int tokens, __half* y, int64_t y_stride, void*,
+                    cudaStream_t stream) const override {
+    cuda::check(launch_decode_from(step, decode_problem(nullptr, tokens, y, y_stride), choose_for(1).decode,
+                                   multiprocessors_, stream),
+                kWhat);
   }
 
   void prepare(int tokens, void* workspace, cudaStream_t stream) const override {
@@ -147,6 +151,18 @@ class PackedLinears final : public cuda::DeviceLinear {
         bias_(other.bias_.clone()),
         flags_(other.flags_.bytes()) {
     clear_flags();
+  }
+  const float* bias() const { return bias_.bytes() > 0 ? bias_.as<float>() : nullptr; }
+  DecodeProblem decode_problem(const __half* x, int tokens, __half* y, int64_t y_stride) const {
+    return {.weights = weights_.as<uint8_t>(),
+            .x = x,
+            .y = y,
+            .y_stride = y_stride,
+            .bias = bias(),
+            .n = static_cast<int>(n_),
+            .k = static_cast<int>(k_),
+            .tokens = tokens,
+            .scales_per_block = scales_per_block_};
   }
   bool runs_plain(int tokens) const { return kernels_ == Kernels::kPlain && tokens <= kMaximumPlainTokens; }
   Choice choose_for(int tokens) const {

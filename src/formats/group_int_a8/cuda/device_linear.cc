@@ -69,7 +69,7 @@ class A8Linear final : public cuda::DeviceLinear {
     multiply(tokens, room, y, y_stride, workspace, stream);
   }
 
-  bool takes_steps() const override { return k_ % 8 == 0 && k_ <= kMaximumStepColumns; }
+  bool takes(const cuda::InputStep&, int) const override { return k_ % 8 == 0 && k_ <= kMaximumStepColumns; }
   void forward_from(const cuda::InputStep& step, int tokens, __half* y, int64_t y_stride, void* workspace,
                     cudaStream_t stream) const override {
     const quik_cuda::Activations room = place(workspace, tokens);

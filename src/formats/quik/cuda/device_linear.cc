@@ -56,7 +56,9 @@ class QuikLinear final : public cuda::DeviceLinear {
     multiply(quantized, tokens, y, y_stride, workspace, stream);
   }
 
-  bool takes_steps() const override { return weights_.k() % 8 == 0 && weights_.k() <= kMaximumStepColumns; }
+  bool takes(const cuda::InputStep&, int) const override {
+    return weights_.k() % 8 == 0 && weights_.k() <= kMaximumStepColumns;
+  }
   void forward_from(const cuda::InputStep& step, int tokens, __half* y, int64_t y_stride, void* workspace,
                     cudaStream_t stream) const override {
     const Activations quantized = place(workspace, tokens);
