@@ -10,6 +10,7 @@
 
 #include "base/thread_pool.h"
 #include "models/model.h"
+#include "runtime/ranked_logit.h"
 
 namespace nibble {
 
@@ -26,6 +27,10 @@ class DeviceSequence {
   // before the final norm, go to `hidden`, and the logits [vocabulary] after the last to `logits`, each
   // unless null. Throws Interrupted between chunks on Ctrl-C, Error when logits are not finite.
   virtual void append(std::span<const int32_t> ids, float* hidden, float* logits) = 0;
+  // The same with the best logits after the last token instead of all: fills `best`, at most kMostRanked,
+  // best first, and returns how many the vocabulary had.
+  static constexpr size_t kMostRanked = 64;
+  virtual size_t append_ranked(std::span<const int32_t> ids, std::span<RankedLogit> best) = 0;
   // Appends `first` and `count` - 1 more tokens, each the most likely one after those before it, without
   // waiting for any; returns the `count` tokens that follow. Throws Error when logits are not finite.
   virtual std::vector<int32_t> append_greedy(int32_t first, int64_t count) = 0;

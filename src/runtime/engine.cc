@@ -148,6 +148,16 @@ std::span<const float> Session::append(std::span<const int32_t> ids) {
   return logits_;
 }
 
+std::span<const RankedLogit> Session::append_ranked(std::span<const int32_t> ids, size_t count) {
+  NIBBLE_CHECK(ranks(count));
+  check_fits(ids.size());
+  check_ids(ids);
+  ranked_.resize(count);
+  const size_t got = sequence_->append_ranked(ids, ranked_);
+  length_ = sequence_->length();
+  return std::span(ranked_).first(got);
+}
+
 void Session::append(std::span<const int32_t> ids, float* logits) {
   check_fits(ids.size());
   if (sequence_) {

@@ -84,6 +84,10 @@ class Session {
   // Error for ids outside the vocabulary, for none, or for more than fit; Interrupted between batches on
   // Ctrl-C.
   std::span<const float> append(std::span<const int32_t> ids);
+  // Whether append_ranked() can be called for the `count` best logits: on a GPU, for few.
+  bool ranks(size_t count) const { return sequence_ != nullptr && count <= DeviceSequence::kMostRanked; }
+  // append() with the `count` best logits (or all of a smaller vocabulary), best first, instead of all.
+  std::span<const RankedLogit> append_ranked(std::span<const int32_t> ids, size_t count);
   // The same with logits [ids, vocabulary] for every id.
   void append(std::span<const int32_t> ids, float* logits);
 
@@ -100,6 +104,7 @@ class Session {
   Scratch scratch_;
   std::vector<float> hidden_;  // [batch, hidden]
   std::vector<float> logits_;  // [vocabulary]
+  std::vector<RankedLogit> ranked_;
 };
 
 }  // namespace nibble

@@ -86,13 +86,19 @@ Generation generate(const Engine& engine, std::span<const int32_t> prompt_ids, c
                                                                             : StopReason::kTokenLimit;
   const double started = monotonic_seconds();
   double prompt_done = started;
+  // A GPU ranks the logits itself where a few of them decide.
+  const auto next_after = [&](std::span<const int32_t> ids) {
+    const std::optional<size_t> needed = sampler.ranked_needed(result.output_ids);
+    if (needed && session.ranks(*needed))
+      return sampler.sample_ranked(session.append_ranked(ids, *needed), result.output_ids);
+    return sampler.sample(session.append(ids), result.output_ids);
+  };
   try {
     if (limit > 0) {
-      std::span<const float> logits = session.append(prompt_ids);
-      prompt_done = monotonic_seconds();
       for (int64_t drawn = 0; drawn < limit; ++drawn) {
-        if (drawn > 0) logits = session.append({&result.output_ids.back(), 1});
-        const int32_t id = sampler.sample(logits, result.output_ids);
+        const int32_t id =
+            next_after(drawn == 0 ? prompt_ids : std::span<const int32_t>(&result.output_ids.back(), 1));
+        if (drawn == 0) prompt_done = monotonic_seconds();
         result.output_ids.push_back(id);
         if (!options.ignore_end_of_text && std::find(ends.begin(), ends.end(), id) != ends.end()) {
           result.stop_reason = StopReason::kEndOfText;

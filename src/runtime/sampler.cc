@@ -67,10 +67,6 @@ void check_logits(std::span<const float> logits) {
   if (!any_finite) fail("the model computed no finite logit");
 }
 
-bool better(const std::pair<float, int32_t>& a, const std::pair<float, int32_t>& b) {
-  return a.first > b.first || (a.first == b.first && a.second < b.second);
-}
-
 }  // namespace
 
 SamplerSettings resolve_sampling(const SamplingOptions& options, const Json& generation_config,
@@ -112,20 +108,29 @@ int32_t most_likely(std::span<const float> logits) {
   return static_cast<int32_t>(best);
 }
 
+std::vector<int32_t> Sampler::penalized(std::span<const int32_t> history) const {
+  if (settings_.repeat_penalty == 1.0) return {};
+  size_t looked_back = history.size();
+  if (settings_.repeat_last >= 0)
+    looked_back = std::min<size_t>(looked_back, static_cast<size_t>(settings_.repeat_last));
+  std::vector<int32_t> recent(history.end() - static_cast<std::ptrdiff_t>(looked_back), history.end());
+  std::sort(recent.begin(), recent.end());
+  recent.erase(std::unique(recent.begin(), recent.end()), recent.end());
+  return recent;
+}
+
+float Sampler::after_penalty(float logit) const {
+  const float penalty = static_cast<float>(settings_.repeat_penalty);
+  return logit > 0 ? logit / penalty : logit * penalty;
+}
+
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history) {
   if (settings_.repeat_penalty != 1.0) {
     logits_.assign(logits.begin(), logits.end());
-    size_t looked_back = history.size();
-    if (settings_.repeat_last >= 0)
-      looked_back = std::min<size_t>(looked_back, static_cast<size_t>(settings_.repeat_last));
-    std::vector<int32_t> recent(history.end() - static_cast<std::ptrdiff_t>(looked_back), history.end());
-    std::sort(recent.begin(), recent.end());
-    recent.erase(std::unique(recent.begin(), recent.end()), recent.end());
-    const float penalty = static_cast<float>(settings_.repeat_penalty);
-    for (const int32_t id : recent) {
+    for (const int32_t id : penalized(history)) {
       if (id < 0 || static_cast<size_t>(id) >= logits_.size()) continue;
       float& logit = logits_[static_cast<size_t>(id)];
-      logit = logit > 0 ? logit / penalty : logit * penalty;
+      logit = after_penalty(logit);
     }
     logits = logits_;
   }
@@ -136,6 +141,33 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
   for (size_t i = 0; i < logits.size(); ++i) {
     if (logits[i] != -INFINITY) candidates_.emplace_back(logits[i], static_cast<int32_t>(i));
   }
+  return draw();
+}
+
+std::optional<size_t> Sampler::ranked_needed(std::span<const int32_t> history) const {
+  const bool greedy = settings_.temperature == 0;
+  if (settings_.repeat_penalty < 1.0 || (!greedy && settings_.top_k == 0)) return std::nullopt;
+  // A penalty only lowers tokens: as many others may take their places.
+  return (greedy ? 1 : static_cast<size_t>(settings_.top_k)) + penalized(history).size();
+}
+
+int32_t Sampler::sample_ranked(std::span<const RankedLogit> best, std::span<const int32_t> history) {
+  const std::vector<int32_t> lowered = penalized(history);
+  candidates_.clear();
+  for (const auto& [logit, id] : best) {
+    if (std::isnan(logit)) fail("the model computed NaN for the logit of token {}", id);
+    if (logit == -INFINITY) continue;
+    const bool lower = std::binary_search(lowered.begin(), lowered.end(), id);
+    candidates_.emplace_back(lower ? after_penalty(logit) : logit, id);
+  }
+  if (candidates_.empty() || !std::isfinite(candidates_.back().first))
+    fail("the model computed no finite logit");
+  if (!lowered.empty()) std::sort(candidates_.begin(), candidates_.end(), ranks_before);
+  return settings_.temperature == 0 ? candidates_.front().second : draw();
+}
+
+// From candidates_, in any order.
+int32_t Sampler::draw() {
   keep_candidates();
 
   // Weights relative to the best candidate: its own is 1, so their sum neither overflows nor vanishes.
@@ -162,12 +194,13 @@ void Sampler::keep_candidates() {
   const size_t keep = settings_.top_k > 0 ? std::min<size_t>(all, static_cast<size_t>(settings_.top_k)) : all;
   if (keep < all) {
     std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(keep),
-                      candidates_.end(), better);
+                      candidates_.end(), ranks_before);
     candidates_.resize(keep);
-  } else if (settings_.top_p < 1 || settings_.min_p > 0) {
-    std::sort(candidates_.begin(), candidates_.end(), better);
+  } else if (settings_.top_k > 0 || settings_.top_p < 1 || settings_.min_p > 0) {
+    std::sort(candidates_.begin(), candidates_.end(), ranks_before);
   } else {
-    std::iter_swap(candidates_.begin(), std::min_element(candidates_.begin(), candidates_.end(), better));
+    std::iter_swap(candidates_.begin(),
+                   std::min_element(candidates_.begin(), candidates_.end(), ranks_before));
   }
   if (settings_.top_p < 1) {
     const double best = candidates_.front().first;

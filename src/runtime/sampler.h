@@ -15,12 +15,13 @@
 
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "nibble/nibble.h"
+#include "runtime/ranked_logit.h"
 
 namespace nibble {
 
@@ -66,15 +67,26 @@ class Sampler {
   // [vocabulary]. Throws Error when a logit is NaN or none is finite.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
 
+  // How many of the best logits decide what sample() draws next; nothing where all of them do (no top-k, or a
+  // penalty below 1, which lifts tokens).
+  std::optional<size_t> ranked_needed(std::span<const int32_t> history) const;
+  // sample() from the ranked_needed() best logits of a vocabulary (all of a smaller one), best first: the
+  // same token.
+  int32_t sample_ranked(std::span<const RankedLogit> best, std::span<const int32_t> history);
+
   const SamplerSettings& settings() const { return settings_; }
 
  private:
+  // The distinct tokens that the penalty is for, in order.
+  std::vector<int32_t> penalized(std::span<const int32_t> history) const;
+  float after_penalty(float logit) const;
+  int32_t draw();
   void keep_candidates();
   SamplerSettings settings_;
   CounterRandom random_;
   uint64_t draws_ = 0;
-  std::vector<float> logits_;                          // after the penalty
-  std::vector<std::pair<float, int32_t>> candidates_;  // logit and id, best first
+  std::vector<float> logits_;            // after the penalty
+  std::vector<RankedLogit> candidates_;  // best first
   std::vector<double> weights_;
 };
 

@@ -1,9 +1,12 @@
 // The steps between products on the GPU against plain loops. Skipped where there is no GPU.
 #include "backend/cuda/elementwise.h"
 
+#include <algorithm>
 #include <cmath>
 
+#include "backend/cuda/ranking.h"
 #include "cuda/device_arrays.h"
+#include "runtime/ranked_logit.h"
 
 namespace nibble::cuda {
 namespace {
@@ -147,6 +150,42 @@ TEST_F(Elementwise, ChoosesTheFirstOfTheLargest) {
       EXPECT_EQ(history.host()[4], -5);
       EXPECT_GE(control.host()[1], 0);
       EXPECT_LT(control.host()[1], vocabulary);
+    }
+  }
+}
+
+TEST_F(Elementwise, RanksLogits) {
+  open_device(0);
+  const Stream stream;
+  std::mt19937 generator(11);
+  for (const int vocabulary : {1, 63, 64, 1000, 1024, 1025, 32000, 151936}) {
+    std::vector<float> logits = random_floats(static_cast<size_t>(vocabulary), generator);
+    for (float& value : logits) value = std::round(value * 16) / 16;  // many are equal, zeros of both signs
+    logits[static_cast<size_t>(vocabulary / 2)] = -INFINITY;
+    for (const bool bad : {false, true}) {
+      if (bad) logits[static_cast<size_t>(vocabulary / 3)] = NAN;
+      std::vector<RankedLogit> expected;
+      for (int i = 0; i < vocabulary; ++i) expected.emplace_back(logits[static_cast<size_t>(i)], i);
+      std::sort(expected.begin(), expected.end(), [](const RankedLogit& a, const RankedLogit& b) {
+        if (std::isnan(a.first) || std::isnan(b.first)) return std::isnan(a.first) && !std::isnan(b.first);
+        return ranks_before(a, b);
+      });
+      const DeviceArray<float> device(logits);
+      const Buffer workspace(ranking_bytes(vocabulary));
+      const RankKey* const best = launch_ranking(device.device(), vocabulary, workspace.data(), stream.get());
+      stream.synchronize();
+      std::vector<RankKey> got(kRankedLogits);
+      check(cudaMemcpy(got.data(), best, sizeof(RankKey) * got.size(), cudaMemcpyDeviceToHost), "fetching");
+      for (size_t i = 0; i < got.size(); ++i) {
+        ASSERT_EQ(got[i].any(), i < expected.size()) << vocabulary << " " << i;
+        if (!got[i].any()) continue;
+        EXPECT_EQ(got[i].token(), expected[i].second) << vocabulary << " " << i;
+        if (std::isnan(expected[i].first)) {
+          EXPECT_TRUE(std::isnan(got[i].logit()));
+        } else {
+          EXPECT_EQ(got[i].logit(), expected[i].first);
+        }
+      }
     }
   }
 }

@@ -50,6 +50,7 @@ constexpr Expected kExpected[] = {
     {"cuda", "silu_multiply_kernel", "", kBoth},
     {"cuda", "to_half_kernel", "", kBoth},
     {"cuda", "argmax_kernel", "", kBoth},
+    {"cuda", "rank_kernel", "", kBoth},
     {"cuda", "random_half_kernel", "", kBoth},
     {"cuda", "random_words", "", kBoth},
     {"cuda", "random_halves", "", kBoth},

@@ -211,6 +211,29 @@ TEST_F(DeviceModelTest, GreedyTokensAreTheMostLikelyOnes) {
   }
 }
 
+// The best logits are those of all of them, after a prompt and after a token, over more than one chunk.
+TEST_F(DeviceModelTest, RankedLogitsAreTheBest) {
+  const auto gpu = Engine::open(kFixtures + "/llama_outliers", pool(), 0, {.gpu = 0});
+  const std::vector<int32_t> ids = windows_of(*gpu, 200, 1).ids;
+  Session all(*gpu, 200, CacheType::kF16), few(*gpu, 200, CacheType::kF16);
+  ASSERT_TRUE(few.ranks(64));
+  EXPECT_FALSE(few.ranks(65));
+  EXPECT_FALSE(Session(*Engine::open(kFixtures + "/llama_outliers", pool()), 8, CacheType::kF16).ranks(1));
+  size_t at = 0;
+  for (const size_t piece : {100, 1, 1, 20, 1}) {
+    const std::span<const int32_t> next = std::span(ids).subspan(at, piece);
+    const std::span<const float> logits = all.append(next);
+    const std::span<const RankedLogit> best = few.append_ranked(next, 40);
+    ASSERT_EQ(best.size(), 40u);
+    std::vector<RankedLogit> expected;
+    for (size_t i = 0; i < logits.size(); ++i) expected.emplace_back(logits[i], static_cast<int32_t>(i));
+    std::sort(expected.begin(), expected.end(), ranks_before);
+    for (size_t i = 0; i < best.size(); ++i) EXPECT_EQ(best[i], expected[i]) << i << " after " << at;
+    at += piece;
+    EXPECT_EQ(few.length(), static_cast<int64_t>(at));
+  }
+}
+
 TEST_F(DeviceModelTest, RefusesWhatDoesNotFit) {
   const auto gpu = Engine::open(kFixtures + "/tiny/llama", pool(), 0, {.gpu = 0});
   try {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -166,6 +167,46 @@ TEST(Sampler, TheSameSeedDrawsTheSameTokens) {
   };
   EXPECT_EQ(sequence(1), sequence(1));
   EXPECT_NE(sequence(1), sequence(2));
+}
+
+// What a GPU hands over is enough.
+TEST(Sampler, TheBestLogitsDecideWhatAllOfThemDo) {
+  const size_t vocabulary = 500;
+  std::vector<SamplerSettings> all(6, plain(0.8));
+  for (SamplerSettings& settings : all) settings.top_k = 20;
+  all[1].top_p = 0.7;
+  all[1].min_p = 0.05;
+  all[2].repeat_penalty = 1.5;
+  all[3] = {.temperature = 0, .top_k = 0, .repeat_penalty = 2, .repeat_last = 5, .seed = 1};
+  all[4].top_k = 1000;  // more than there are
+  all[5] = {.temperature = 0, .top_k = 0, .top_p = 1, .min_p = 0, .repeat_penalty = 1, .seed = 1};
+  for (const SamplerSettings& settings : all) {
+    Sampler whole(settings), ranked(settings);
+    const CounterRandom random(3);
+    std::vector<int32_t> history = {3, 499, 7};
+    for (uint64_t step = 0; step < 200; ++step) {
+      std::vector<float> logits;
+      for (size_t i = 0; i < vocabulary; ++i)  // coarse: many are equal, some negative
+        logits.push_back(static_cast<float>(std::floor(random.uniform(step * vocabulary + i) * 64) / 8) - 2);
+      logits[step] = -kInfinity;
+      std::vector<RankedLogit> best;
+      for (size_t i = 0; i < vocabulary; ++i) best.emplace_back(logits[i], static_cast<int32_t>(i));
+      std::sort(best.begin(), best.end(), ranks_before);
+      const std::optional<size_t> needed = ranked.ranked_needed(history);
+      ASSERT_TRUE(needed);
+      best.resize(std::min(*needed, vocabulary));
+      const int32_t expected = whole.sample(logits, history);
+      ASSERT_EQ(ranked.sample_ranked(best, history), expected) << "step " << step;
+      history.push_back(expected);
+    }
+  }
+  EXPECT_FALSE(Sampler(plain()).ranked_needed({}));
+  SamplerSettings lifting = all[0];
+  lifting.repeat_penalty = 0.9;
+  EXPECT_FALSE(Sampler(lifting).ranked_needed({}));
+  Sampler sampler(all[0]);
+  EXPECT_THROW(sampler.sample_ranked(std::vector<RankedLogit>{{NAN, 1}, {2.0f, 0}}, {}), Error);
+  EXPECT_THROW(sampler.sample_ranked({}, {}), Error);
 }
 
 TEST(Sampler, ZeroTemperatureTakesTheLargestAndTheLowestIdAmongTies) {

@@ -70,7 +70,8 @@ CudaModel::CudaModel(ModelSpec spec, Device device, int chunk, Ends ends, std::v
       layers_(std::move(layers)),
       facts_(std::move(facts)),
       host_control_(sizeof(int32_t) * static_cast<size_t>(chunk + 1)),
-      host_logits_(sizeof(float) * static_cast<size_t>(spec_.vocabulary)) {
+      host_logits_(sizeof(float) * static_cast<size_t>(spec_.vocabulary)),
+      host_ranking_(sizeof(RankKey) * kRankedLogits) {
   const ActivationSizes sizes = activation_sizes(spec_, chunk);
   size_t workspace = head().workspace_bytes(std::min(kLogitRows, chunk));
   for (const DeviceLayer& layer : layers_) {
@@ -97,6 +98,7 @@ CudaModel::CudaModel(ModelSpec spec, Device device, int chunk, Ends ends, std::v
   qkv_ = gate_up_ = shared_.as<__half>();
   attended_ = qkv_ + sizes.qkv / sizeof(__half);
   activated_ = gate_up_ + sizes.gate_up / sizeof(__half);
+  ranking_ = Buffer(ranking_bytes(static_cast<int>(spec_.vocabulary)));
   workspace_ = Buffer(workspace);
   attention_workspace_ = Buffer(attention_workspace);
   check(cudaMemset(attention_workspace_.data(), 0, attention_workspace), "preparing attention");
@@ -204,6 +206,14 @@ void CudaModel::enqueue_logits(int token) const {
   const int64_t at = int64_t{token} * hidden();
   launch_norm(final_norm(residual() + at, y_.as<__half>() + at), 1, hidden(), x_.as<__half>(), stream_.get());
   head().logits(x_.as<__half>(), 1, device_logits(), workspace_.data(), stream_.get());
+}
+
+void CudaModel::enqueue_ranking() const {
+  const RankKey* const best =
+      launch_ranking(device_logits(), static_cast<int>(spec_.vocabulary), ranking_.data(), stream_.get());
+  check(cudaMemcpyAsync(host_ranking_.as<RankKey>(), best, sizeof(RankKey) * kRankedLogits,
+                        cudaMemcpyDeviceToHost, stream_.get()),
+        "fetching logits");
 }
 
 void CudaModel::logits(const float* hidden_states, int64_t count, float* out) {

@@ -19,6 +19,7 @@
 #include "backend/cuda/device.h"
 #include "backend/cuda/hadamard.h"
 #include "backend/cuda/linear_group.h"
+#include "backend/cuda/ranking.h"
 #include "backend/cuda/token_table.h"
 #include "runtime/device_model.h"
 
@@ -82,6 +83,7 @@ class CudaModel : public DeviceModel {
   float* second_residual() const { return residual() + int64_t{chunk_} * spec_.hidden_size; }  // one row
   float* device_logits() const { return shared_.as<float>(); }
   float* host_logits() const { return host_logits_.as<float>(); }
+  const RankKey* host_ranking() const { return host_ranking_.as<RankKey>(); }
 
   // The cache of a sequence: per layer, and how the copy engine sees it; of an 8-bit one only `expanded`, to
   // which layers expand in turn.
@@ -98,6 +100,8 @@ class CudaModel : public DeviceModel {
   void enqueue_states(int tokens) const;
   // residual += y for token `token` alone, its final norm, and its logits.
   void enqueue_logits(int token) const;
+  // The logits' best kRankedLogits to the host.
+  void enqueue_ranking() const;
   // Throws Error when one of `count` logits is NaN or infinite.
   void require_finite(const float* logits, int64_t count) const;
   // For a token that the device chose.
@@ -129,7 +133,8 @@ class CudaModel : public DeviceModel {
   // the logits.
   Buffer shared_;
   __half *qkv_ = nullptr, *attended_ = nullptr, *gate_up_ = nullptr, *activated_ = nullptr;
-  PinnedBuffer host_control_, host_logits_;
+  Buffer ranking_;  // of the logits
+  PinnedBuffer host_control_, host_logits_, host_ranking_;
 };
 
 // Device memory beside the weights for a chunk of `chunk` tokens; the linears' workspace counts as

@@ -1,5 +1,6 @@
 // One sequence on the device: its cache, and the recorded graph of one token's pass.
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <optional>
 
@@ -46,19 +47,37 @@ class CudaSequence final : public DeviceSequence {
       throw_if_interrupted();
       const size_t count = std::min(ids.size(), static_cast<size_t>(model_.chunk()));
       const bool last = count == ids.size();
-      run(ids.first(count), hidden, last ? logits : nullptr);
+      run(ids.first(count), {.hidden = hidden, .logits = last ? logits : nullptr});
       if (hidden != nullptr) hidden += static_cast<int64_t>(count) * model_.spec().hidden_size;
       ids = ids.subspan(count);
     }
+  }
+
+  size_t append_ranked(std::span<const int32_t> ids, std::span<RankedLogit> best) override {
+    static_assert(kMostRanked == kRankedLogits);
+    NIBBLE_CHECK(!best.empty() && best.size() <= kMostRanked);
+    const auto chunk = static_cast<size_t>(model_.chunk());
+    const size_t last = ids.empty() ? 0 : (ids.size() - 1) % chunk + 1;
+    if (last < ids.size()) append(ids.first(ids.size() - last), nullptr, nullptr);
+    NIBBLE_CHECK(last > 0 && length_ + static_cast<int64_t>(last) <= capacity_);
+    check(cudaSetDevice(model_.device().index), "opening the GPU");
+    throw_if_interrupted();
+    run(ids.last(last), {.ranked = true});
+    size_t count = 0;
+    for (const RankKey& key : std::span(model_.host_ranking(), best.size())) {
+      if (key.any()) best[count++] = {key.logit(), key.token()};
+    }
+    if (!std::isfinite(best.front().first)) model_.fail_not_finite();
+    return count;
   }
 
   std::vector<int32_t> append_greedy(int32_t first, int64_t count) override {
     NIBBLE_CHECK(count >= 1 && length_ + count <= capacity_);
     check(cudaSetDevice(model_.device().index), "opening the GPU");
     send({&first, 1});
-    record_step();
+    record(greedy_step_, [&] { enqueue_greedy_step(); });
     for (int64_t i = 0; i < count; ++i) {
-      step_->launch();
+      greedy_step_->launch();
       if (i % 64 == 63) {
         model_.stream().synchronize();
         throw_if_interrupted();
@@ -134,58 +153,72 @@ class CudaSequence final : public DeviceSequence {
     caches_.maps.push_back(make_cache_maps(caches_.expanded, pages_));
   }
 
-  void enqueue_step() const {
+  // What a run leaves on the host; null or false: not wanted.
+  struct Wanted {
+    float *hidden = nullptr, *logits = nullptr;
+    bool ranked = false;  // in the model's host_ranking()
+  };
+
+  void enqueue_step(bool ranked) const {
     model_.enqueue_layers(caches_, 1);
     model_.enqueue_logits(0);
+    if (ranked) model_.enqueue_ranking();
+  }
+  void enqueue_greedy_step() const {
+    enqueue_step(false);
     launch_argmax(model_.device_logits(), static_cast<int>(model_.spec().vocabulary), model_.control() + 1,
                   model_.control(), history_.as<int32_t>(), model_.stream().get());
   }
 
   // The control words must have been sent. Kernels are loaded when first launched, which a recording does not
   // allow: the step runs once before, on the token and position that it will run on again.
-  void record_step() {
-    if (step_) return;
+  template <typename Enqueue>
+  void record(std::optional<Graph>& step, const Enqueue& enqueue) const {
+    if (step) return;
     const Buffer words(2 * sizeof(int32_t));
     const cudaStream_t stream = model_.stream().get();
     check(cudaMemcpyAsync(words.data(), model_.control(), words.bytes(), cudaMemcpyDeviceToDevice, stream),
           "recording a graph");
-    enqueue_step();
+    enqueue();
     check(cudaMemcpyAsync(model_.control(), words.data(), words.bytes(), cudaMemcpyDeviceToDevice, stream),
           "recording a graph");
     model_.stream().synchronize();
-    step_.emplace(model_.stream(), [&] { enqueue_step(); });
+    step.emplace(model_.stream(), enqueue);
   }
 
-  void run(std::span<const int32_t> ids, float* hidden, float* logits) {
+  void run(std::span<const int32_t> ids, const Wanted& wanted) {
     const int count = static_cast<int>(ids.size());
     const ModelSpec& spec = model_.spec();
     const cudaStream_t stream = model_.stream().get();
     send(ids);
-    if (count == 1 && hidden == nullptr) {
-      record_step();
-      step_->launch();
+    if (count == 1 && wanted.hidden == nullptr) {
+      std::optional<Graph>& step = wanted.ranked ? ranked_step_ : step_;
+      record(step, [&] { enqueue_step(wanted.ranked); });
+      step->launch();
     } else {
+      const bool any_logits = wanted.logits != nullptr || wanted.ranked;
       model_.enqueue_layers(caches_, count);
-      if (logits != nullptr) model_.enqueue_logits(count - 1);  // adds the last token's update to its state
-      if (hidden != nullptr) model_.enqueue_states(logits != nullptr ? count - 1 : count);
+      if (any_logits) model_.enqueue_logits(count - 1);  // adds the last token's update to its state
+      if (wanted.ranked) model_.enqueue_ranking();
+      if (wanted.hidden != nullptr) model_.enqueue_states(any_logits ? count - 1 : count);
     }
-    if (logits != nullptr) {
+    if (wanted.logits != nullptr) {
       check(cudaMemcpyAsync(model_.host_logits(), model_.device_logits(),
                             sizeof(float) * static_cast<size_t>(spec.vocabulary), cudaMemcpyDeviceToHost,
                             stream),
             "fetching logits");
     }
-    if (hidden != nullptr) {
-      check(cudaMemcpyAsync(hidden, model_.residual(),
+    if (wanted.hidden != nullptr) {
+      check(cudaMemcpyAsync(wanted.hidden, model_.residual(),
                             sizeof(float) * static_cast<size_t>(count * spec.hidden_size),
                             cudaMemcpyDeviceToHost, stream),
             "fetching hidden states");
     }
     model_.stream().synchronize();
     length_ += count;
-    if (logits == nullptr) return;
+    if (wanted.logits == nullptr) return;
     model_.require_finite(model_.host_logits(), spec.vocabulary);
-    std::copy_n(model_.host_logits(), spec.vocabulary, logits);
+    std::copy_n(model_.host_logits(), spec.vocabulary, wanted.logits);
   }
 
   CudaModel& model_;
@@ -193,7 +226,8 @@ class CudaSequence final : public DeviceSequence {
   Buffer table_, cache_;
   Buffer history_;  // the token that was the most likely one at each position
   CudaModel::Caches caches_;
-  std::optional<Graph> step_;
+  // One token's pass: its logits, their ranking too, or the next token from them.
+  std::optional<Graph> step_, ranked_step_, greedy_step_;
 };
 
 }  // namespace
