@@ -29,7 +29,7 @@ class DeviceSequence {
   virtual void append(std::span<const int32_t> ids, float* hidden, float* logits) = 0;
   // The same with the best logits after the last token instead of all: fills `best`, at most kMostRanked,
   // best first, and returns how many the vocabulary had.
-  static constexpr size_t kMostRanked = 64;
+  static constexpr size_t kMostRanked = 128;
   virtual size_t append_ranked(std::span<const int32_t> ids, std::span<RankedLogit> best) = 0;
   // Appends `first` and `count` - 1 more tokens, each the most likely one after those before it, without
   // waiting for any; returns the `count` tokens that follow. Throws Error when logits are not finite.

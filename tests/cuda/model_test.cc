@@ -216,8 +216,8 @@ TEST_F(DeviceModelTest, RankedLogitsAreTheBest) {
   const auto gpu = Engine::open(kFixtures + "/llama_outliers", pool(), 0, {.gpu = 0});
   const std::vector<int32_t> ids = windows_of(*gpu, 200, 1).ids;
   Session all(*gpu, 200, CacheType::kF16), few(*gpu, 200, CacheType::kF16);
-  ASSERT_TRUE(few.ranks(64));
-  EXPECT_FALSE(few.ranks(65));
+  ASSERT_TRUE(few.ranks(128));
+  EXPECT_FALSE(few.ranks(129));
   EXPECT_FALSE(Session(*Engine::open(kFixtures + "/llama_outliers", pool()), 8, CacheType::kF16).ranks(1));
   size_t at = 0;
   for (const size_t piece : {100, 1, 1, 20, 1}) {

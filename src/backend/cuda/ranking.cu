@@ -1,4 +1,4 @@
-// A tournament: blocks sort 1024 keys each and keep the best 64, until one block is enough.
+// A tournament: blocks sort 1024 keys each and keep the best 128, until one block is enough.
 #include <bit>
 
 #include "backend/cuda/launch.cuh"

@@ -8,7 +8,7 @@
 
 namespace nibble::cuda {
 
-inline constexpr int kRankedLogits = 64;
+inline constexpr int kRankedLogits = 128;
 
 // A logit and its token as one number, larger for larger logits, of equal ones for lower tokens, and for NaN
 // above all. Zeros of both signs are equal.
