@@ -94,8 +94,13 @@ INSTANTIATE_TEST_SUITE_P(Recipes, QuantizedDeviceModel,
                                            "smoothquant-w8a8", "w4a4-hadamard", "w4a8-g128"));
 
 // The kernels that are there for Ampere and Ada, in whole models: forced here, where Hopper's are faster.
-class PortableKernels : public DeviceModelTest,
-                        public ::testing::WithParamInterface<std::pair<const char*, const char*>> {};
+struct PortableCase {
+  const char *kernel, *recipe;
+  friend std::ostream& operator<<(std::ostream& out, const PortableCase& c) {
+    return out << c.kernel << " " << c.recipe;
+  }
+};
+class PortableKernels : public DeviceModelTest, public ::testing::WithParamInterface<PortableCase> {};
 
 TEST_P(PortableKernels, Agree) {
   const auto [kernel, recipe] = GetParam();
@@ -124,9 +129,9 @@ TEST_P(PortableKernels, Agree) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ampere, PortableKernels,
-                         ::testing::Values(std::pair{"cuda-quik-mma", "quik-4b"},
-                                           std::pair{"cuda-quik-mma", "quik-8b"},
-                                           std::pair{"cuda-w4a16-plain", "rtn-w4a16-g128"}));
+                         ::testing::Values(PortableCase{"cuda-quik-mma", "quik-4b"},
+                                           PortableCase{"cuda-quik-mma", "quik-8b"},
+                                           PortableCase{"cuda-w4a16-plain", "rtn-w4a16-g128"}));
 
 // Every architecture and kind of rotation: logits after each token, in pieces of all sizes, beside the CPU's.
 TEST_F(DeviceModelTest, LogitsAreTheCpusWhateverThePieces) {
