@@ -257,9 +257,8 @@ void run_prompts(const std::vector<int>& token_counts, const std::string& format
   } else {
     std::printf(
         "four linears in one graph, random data, FP16 and ours in turns, each after %.1f s of itself, "
-        "medians "
-        "of %d x %d samples; configurations tile/share/split\n\n%-12s %-10s %6s %9s | %9s %6s | %10s %6s %6s "
-        "| %8s %6s |\n",
+        "medians of %d x %d samples; configurations tile/share/split\n\n"
+        "%-12s %-10s %6s %9s | %9s %6s | %10s %6s %6s | %8s %6s |\n",
         kLoadSeconds, kRounds, kSamples, "model", "format", "tokens", "FP16 us", "us", "x FP16", "product us",
         "x FP16", "TOP/s", "few us", "x FP16");
   }
