@@ -315,11 +315,11 @@ struct ProductKernel {
         const int turn = count % 2;
         ptx::barrier_wait(b.ranges_full + 8 * turn, count / 2 % 2);
         convert(own, rows, b.ranges + turn * kSizes.ranges() + 8 * lane.q);
+        // Each thread for itself: nothing says how far the others have read.
+        ptx::barrier_arrive(b.ranges_empty + 8 * turn);
         add_outliers(b, lane, place, own);
         products::store_tile<kOwn, kSizes.chunk_tokens()>(&a.y, b.staging + 3 * lane.group * kSizes.chunk(),
                                                           lane, own, token, output, count);
-        // Behind the store's barriers: the other warps have read the ranges too.
-        if (lane.thread == 0) ptx::barrier_arrive(b.ranges_empty + 8 * turn);
       };
       if constexpr (kSplit > 1) {
         int32_t own[kOwn / 2];
@@ -362,7 +362,7 @@ struct ProductKernel {
       }
       for (int i = 0; i < 2; ++i) {
         ptx::barrier_init(&barriers.ranges_full[i], 1);
-        ptx::barrier_init(&barriers.ranges_empty[i], kConsumers);
+        ptx::barrier_init(&barriers.ranges_empty[i], 128 * kConsumers);
         ptx::barrier_init(&barriers.slices[i], 1);
       }
       ptx::fence_barrier_init();
