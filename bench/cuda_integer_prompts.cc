@@ -25,7 +25,7 @@ constexpr Kind kKinds[] = {
 };
 
 constexpr int kRounds = 3, kSamples = 5;  // one round where configurations are compared
-constexpr double kSampleSeconds = 0.005;
+constexpr double kSampleSeconds = 0.005, kLoadSeconds = 0.4;
 
 double median(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + static_cast<long>(values.size() / 2), values.end());
@@ -41,12 +41,12 @@ class Race {
     const double once = cuda::median_seconds(*graphs_.back(), stream_, 3, 1);
     replays_.push_back(std::clamp(static_cast<int>(kSampleSeconds / once), 1, 50));
   }
-  // Seconds of each.
-  std::vector<double> run(int rounds = kRounds) const {
+  // Seconds of each, after so many seconds of the same.
+  std::vector<double> run(int rounds, double load_seconds) const {
     std::vector<std::vector<double>> times(graphs_.size());
     for (int round = 0; round < rounds; ++round) {
       for (size_t i = 0; i < graphs_.size(); ++i)
-        times[i].push_back(cuda::median_seconds(*graphs_[i], stream_, kSamples, replays_[i]));
+        times[i].push_back(cuda::median_seconds(*graphs_[i], stream_, kSamples, replays_[i], load_seconds));
     }
     std::vector<double> medians;
     for (const std::vector<double>& of : times) medians.push_back(median(of));
@@ -199,7 +199,7 @@ void time_block(const Block& block, const Kind& kind, const std::vector<Prepared
       for (const auto& linear : running) linear->few();
     });
   }
-  const std::vector<double> seconds = race.run();
+  const std::vector<double> seconds = race.run(kRounds, kLoadSeconds);
   std::printf("%-12s %-10s %6d %9.1f | %9.1f %6.2f | %10.1f %6.2f %6.0f |", block.name, kind.name, tokens,
               1e6 * seconds[0], 1e6 * seconds[1], seconds[0] / seconds[1], 1e6 * seconds[2],
               seconds[0] / seconds[2], 1e-12 * operations / seconds[2]);
@@ -227,7 +227,7 @@ void time_configurations(const Block& block, const Kind& kind, const std::vector
     const auto seconds = [&](const std::function<void()>& enqueue) {
       Race race(stream);
       race.add(enqueue);
-      return race.run(1).front();
+      return race.run(1, 0).front();
     };
     std::printf("%-12s %-10s %6d %6dx%-6d quantize %.1f;", block.name, kind.name, tokens, linear.linear.n,
                 linear.linear.k, 1e6 * seconds([&] { running.quantize(); }));
@@ -256,10 +256,11 @@ void run_prompts(const std::vector<int>& token_counts, const std::string& format
     std::printf("us of each configuration tile/share/split (* chosen)\n\n");
   } else {
     std::printf(
-        "four linears in one graph, random data, FP16 and ours in turns, medians of %d x %d samples; "
-        "configurations tile/share/split\n\n%-12s %-10s %6s %9s | %9s %6s | %10s %6s %6s | %8s %6s |\n",
-        kRounds, kSamples, "model", "format", "tokens", "FP16 us", "us", "x FP16", "product us", "x FP16",
-        "TOP/s", "few us", "x FP16");
+        "four linears in one graph, random data, FP16 and ours in turns, each after %.1f s of itself, "
+        "medians of %d x %d samples; configurations tile/share/split\n\n"
+        "%-12s %-10s %6s %9s | %9s %6s | %10s %6s %6s | %8s %6s |\n",
+        kLoadSeconds, kRounds, kSamples, "model", "format", "tokens", "FP16 us", "us", "x FP16", "product us",
+        "x FP16", "TOP/s", "few us", "x FP16");
   }
   for (const Block& block : blocks()) {
     if (!model.empty() && !is_chosen(model, block.name)) continue;

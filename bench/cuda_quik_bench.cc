@@ -2,11 +2,13 @@
 // shapes.
 //
 //   cuda_quik_bench [--tokens 2048,...] [--outliers 256] [--model llama-2-7b] [--configurations] [--lag 2]
+//   [--load 0.4]
 //
 // FP16 in and out, the quantization of the activations counted, random data, the four linears of a decoder
 // block in one graph, medians. down has floor(in / hidden) times the outlier columns. cuBLASLt's INT8 product
-// is the bare one: INT8 in, INT32 out, over all columns. --configurations times every
-// configuration of every linear instead; --lag overrides that of the chosen ones.
+// is the bare one: INT8 in, INT32 out, over all columns. Each graph runs for --load seconds before it is
+// timed, because at the power limit every load has a clock of its own. --configurations times every
+// configuration of every linear instead, without such a run; --lag overrides that of the chosen ones.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -108,11 +110,12 @@ struct QuikLinear {
 struct Bench {
   cuda::Device device = cuda::open_device(0);
   cuda::Stream stream;
-  int lag = -1;  // of every product, where not negative
+  int lag = -1;               // of every product, where not negative
+  double load_seconds = 0.4;  // that a graph runs before it is timed
 
   double seconds(const std::function<void()>& enqueue) const {
     const cuda::Graph graph(stream, enqueue);
-    return cuda::median_seconds(graph, stream, kSamples, kReplays);
+    return cuda::median_seconds(graph, stream, kSamples, kReplays, load_seconds);
   }
 
   // cuBLASLt's products of a block in one graph.
@@ -225,16 +228,16 @@ struct Bench {
 };
 
 int run(const std::vector<int>& token_counts, int outliers, const std::string& model, bool configurations,
-        int lag) {
+        int lag, double load_seconds) {
   Bench bench;
   bench.lag = lag;
+  bench.load_seconds = configurations ? 0 : load_seconds;
   const cuda::Device& device = bench.device;
   std::printf(
-      "%s; driver %d, CUDA %d, cuBLASLt %zu; four linears in one graph, random data, medians of %d x %d, %d "
-      "outlier "
-      "columns\n\n",
-      device.name.c_str(), device.driver_version, device.runtime_version, cuda::blas_lt_version(), kSamples,
-      kReplays, outliers);
+      "%s; driver %d, CUDA %d, cuBLASLt %zu; four linears in one graph, random data, each graph after "
+      "%.1f s of itself, medians of %d x %d, %d outlier columns\n\n",
+      device.name.c_str(), device.driver_version, device.runtime_version, cuda::blas_lt_version(),
+      bench.load_seconds, kSamples, kReplays, outliers);
   if (!configurations) {
     std::printf("%-12s %6s %9s %9s %6s | %9s %6s %10s %6s | %9s %6s %10s %6s\n", "model", "tokens", "FP16 us",
                 "INT8 us", "x FP16", "quik-8b", "x FP16", "product us", "TOP/s", "quik-4b", "x FP16",
@@ -273,11 +276,14 @@ int main(int count, char** arguments) {
   std::string model;
   bool configurations = false;
   int lag = -1;
+  double load_seconds = 0.4;
   for (int i = 1; i < count; ++i) {
     if (std::strcmp(arguments[i], "--outliers") == 0 && i + 1 < count) {
       outliers = std::atoi(arguments[++i]);
     } else if (std::strcmp(arguments[i], "--lag") == 0 && i + 1 < count) {
       lag = std::atoi(arguments[++i]);
+    } else if (std::strcmp(arguments[i], "--load") == 0 && i + 1 < count) {
+      load_seconds = std::atof(arguments[++i]);
     } else if (std::strcmp(arguments[i], "--model") == 0 && i + 1 < count) {
       model = arguments[++i];
     } else if (std::strcmp(arguments[i], "--configurations") == 0) {
@@ -291,12 +297,12 @@ int main(int count, char** arguments) {
     } else {
       std::fprintf(stderr,
                    "usage: cuda_quik_bench [--tokens 2048,...] [--outliers 256] [--model llama-2-7b] "
-                   "[--configurations] [--lag 2]\n");
+                   "[--configurations] [--lag 2] [--load 0.4]\n");
       return 2;
     }
   }
   try {
-    return nibble::run(tokens, outliers, model, configurations, lag);
+    return nibble::run(tokens, outliers, model, configurations, lag, load_seconds);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "cuda_quik_bench: %s\n", error.what());
     return 1;

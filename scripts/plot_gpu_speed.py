@@ -4,7 +4,7 @@
   scripts/plot_gpu_speed.py [OUTPUT]
 
 Three panels: the four linears of a layer at one token (w4a16.txt), with MARLIN's kernel and what reading the weights alone would
-take; the same linears at 2048 tokens (quik_prompt.txt, medians of its last three invocations), with cuBLASLt's bare INT8 product;
+take; the same linears at 2048 tokens (quik_prompt.txt, medians of the invocations under steady load), with cuBLASLt's bare INT8 product;
 whole models (whole_models.txt). Standard library only.
 """
 
@@ -34,11 +34,11 @@ def one_token():
 
 
 def prompts():
+    steady = (RESULTS / "quik_prompt.txt").read_text().split("The same with --load 0")[0]
     rows = re.findall(r"^(llama-2-\w+) +2048 +[\d.]+ +[\d.]+ +([\d.]+) \| +[\d.]+ +([\d.]+) .*?\| +[\d.]+ +([\d.]+) ",
-                      (RESULTS / "quik_prompt.txt").read_text(), re.M)
-    last = {model: [r for r in rows if r[0] == model][-3:] for model in MODELS}
+                      steady, re.M)
     def series(column):
-        return {m: statistics.median(float(r[column]) for r in last[m]) for m in MODELS}
+        return {m: statistics.median(float(r[column]) for r in rows if r[0] == m) for m in MODELS}
     return [("cuBLASLt INT8, bare", series(1)), ("nibble, quik-8b", series(2)), ("nibble, quik-4b", series(3))]
 
 

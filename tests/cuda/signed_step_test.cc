@@ -124,7 +124,8 @@ TEST_P(SignedStep, GatesAreQuantized) {
 INSTANTIATE_TEST_SUITE_P(Shapes, SignedStep,
                          ::testing::Values(Shape{8, 1}, Shape{64, 7}, Shape{576, 9}, Shape{1000, 3, 0.02f},
                                            Shape{4096, 40}, Shape{8192, 2}, Shape{11008, 1},
-                                           Shape{11008, 33, 0.01f}, Shape{28672, 8}, Shape{32768, 2}));
+                                           Shape{11008, 33, 0.01f}, Shape{28672, 8}, Shape{28672, 9},
+                                           Shape{32768, 2}));
 
 }  // namespace
 }  // namespace nibble::group_int_a8_cuda

@@ -145,12 +145,14 @@ Graph::~Graph() {
 
 void Graph::launch() const { check(cudaGraphLaunch(executable_, stream_.get()), "launching a graph"); }
 
-double median_seconds(const Graph& graph, const Stream& stream, int samples, int replays) {
+double median_seconds(const Graph& graph, const Stream& stream, int samples, int replays,
+                      double load_seconds) {
   cudaEvent_t begin = nullptr, end = nullptr;
   check(cudaEventCreate(&begin), "making an event");
   check(cudaEventCreate(&end), "making an event");
   std::vector<double> seconds;
-  for (int sample = -1; sample < samples; ++sample) {  // the first warms up
+  double loaded = 0;
+  for (int sample = -1; sample < samples;) {  // the first ones warm up
     check(cudaEventRecord(begin, stream.get()), "timing");
     for (int i = 0; i < replays; ++i) graph.launch();
     check(cudaEventRecord(end, stream.get()), "timing");
@@ -158,6 +160,8 @@ double median_seconds(const Graph& graph, const Stream& stream, int samples, int
     float milliseconds = 0;
     check(cudaEventElapsedTime(&milliseconds, begin, end), "timing");
     if (sample >= 0) seconds.push_back(1e-3 * milliseconds / replays);
+    loaded += 1e-3 * milliseconds;
+    if (loaded >= load_seconds) ++sample;
   }
   cudaEventDestroy(begin);
   cudaEventDestroy(end);

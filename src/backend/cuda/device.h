@@ -93,6 +93,9 @@ class Graph {
 };
 
 // Median over `samples` of the seconds that one replay takes on the device; `replays` between two events.
-double median_seconds(const Graph& graph, const Stream& stream, int samples, int replays);
+// Before, replays load the device for `load_seconds`: a GPU at its power limit takes 0.1 s until its clock is
+// that of this load and not of the one before.
+double median_seconds(const Graph& graph, const Stream& stream, int samples, int replays,
+                      double load_seconds = 0);
 
 }  // namespace nibble::cuda

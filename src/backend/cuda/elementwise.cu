@@ -30,9 +30,10 @@ __global__ void embed_kernel(const __half* table, const int32_t* ids, int hidden
 
 __global__ void norm_kernel(NormStep step, int hidden, __half* out) {
   extern __shared__ __align__(16) float kept[];  // [hidden]
-  // Weights depend on no kernel: the first of them arrive while the previous one ends.
+  // Weights depend on no kernel: the first of them arrive while the previous one ends. (A load by __ldg would
+  // sink below the wait.)
   const float4* const weights = reinterpret_cast<const float4*>(step.weight);
-  const float4 first_weight = threadIdx.x < hidden / 4 ? __ldg(weights + threadIdx.x) : float4{};
+  const float4 first_weight = threadIdx.x < hidden / 4 ? weights[threadIdx.x] : float4{};
   ptx::wait_for_previous_kernel();
   ptx::launch_dependents();
   const int64_t token = blockIdx.x;

@@ -100,7 +100,12 @@ __device__ float2 over_row(float2 value, const Team& team, Exchange& exchange, c
 
 __device__ inline float2 sum_of_pairs(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }
 
-__device__ inline float silu(float x) { return x * __fdividef(1.0f, 1.0f + __expf(-x)); }
+__device__ inline float silu(float x) {
+  // e^-x as __expf has it, but without the care for results below 2^-126: 1 is added to them.
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-x * 1.4426950408889634f));
+  return x * __fdividef(1.0f, 1.0f + power);
+}
 
 __device__ inline void load_floats(const float* from, float (&x)[8]) {
   const float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];

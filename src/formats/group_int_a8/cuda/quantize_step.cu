@@ -104,7 +104,7 @@ cudaError_t launch_quantize_step(const cuda::InputStep& any_step, int tokens, in
   }
   return std::visit(
       [&]<typename Step>(Step step) {
-        const Cut cut = cut_rows(k, tokens, !prompt && std::is_same_v<Step, cuda::GateStep>);
+        const Cut cut = cut_rows(k, tokens, std::is_same_v<Step, cuda::GateStep>);
         StepArguments arguments = {k, cut.blocks, activation_scale, order, out};
         const RowLaunch launch(cut, tokens, 0, stream);
         void* pointers[] = {&step, &arguments};

@@ -315,9 +315,8 @@ struct ProductKernel {
         const int turn = count % 2;
         ptx::barrier_wait(b.ranges_full + 8 * turn, count / 2 % 2);
         convert(own, rows, b.ranges + turn * kSizes.ranges() + 8 * lane.q);
-        // Each warp for itself: nothing says how far the others have read.
-        __syncwarp();
-        if (lane.thread % 32 == 0) ptx::barrier_arrive(b.ranges_empty + 8 * turn);
+        // Each thread for itself: nothing says how far the others have read.
+        ptx::barrier_arrive(b.ranges_empty + 8 * turn);
         add_outliers(b, lane, place, own);
         products::store_tile<kOwn, kSizes.chunk_tokens()>(&a.y, b.staging + 3 * lane.group * kSizes.chunk(),
                                                           lane, own, token, output, count);
@@ -363,7 +362,7 @@ struct ProductKernel {
       }
       for (int i = 0; i < 2; ++i) {
         ptx::barrier_init(&barriers.ranges_full[i], 1);
-        ptx::barrier_init(&barriers.ranges_empty[i], 4 * kConsumers);
+        ptx::barrier_init(&barriers.ranges_empty[i], 128 * kConsumers);
         ptx::barrier_init(&barriers.slices[i], 1);
       }
       ptx::fence_barrier_init();

@@ -20,15 +20,15 @@ inline constexpr int kCodeUnit = 64, kOutlierUnit = 32;
 // The byte of a token's codes that holds integer column c = 64 u + 16 q + 8 p + 4 h + i: 64 u + 32 p + 16 h +
 // 4 q + i.
 NIBBLE_BOTH_SIDES constexpr int code_position(int column) {
-  const int q = column / 16 % 4, p = column / 8 % 2, h = column / 4 % 2;
-  return column / 64 * 64 + 32 * p + 16 * h + 4 * q + column % 4;
+  const int q = column >> 4 & 3, p = column >> 3 & 1, h = column >> 2 & 1;
+  return (column & ~63) | p << 5 | h << 4 | q << 2 | (column & 3);
 }
 
 // The half of a token's outliers that holds outlier o = 32 u + 8 q + 4 p + 2 h + i: 32 u + 16 p + 8 h + 2 q +
 // i.
 NIBBLE_BOTH_SIDES constexpr int outlier_position(int outlier) {
-  const int q = outlier / 8 % 4, p = outlier / 4 % 2, h = outlier / 2 % 2;
-  return outlier / 32 * 32 + 16 * p + 8 * h + 2 * q + outlier % 2;
+  const int q = outlier >> 3 & 3, p = outlier >> 2 & 1, h = outlier >> 1 & 1;
+  return (outlier & ~31) | p << 4 | h << 3 | q << 1 | (outlier & 1);
 }
 
 // What the quantization knows of 8 neighbouring columns: bit e of the low byte is set where column e is an

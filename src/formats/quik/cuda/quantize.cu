@@ -2,6 +2,7 @@
 // side in shared memory (outliers fall out), then written in the order of prompt_layout.h. Bound by
 // instructions as much as by memory: hence one division per token, and masks by multiplication.
 #include "backend/cuda/ptx.cuh"
+#include "formats/quik/cuda/pack_columns.cuh"
 #include "formats/quik/cuda/product.h"
 #include "formats/quik/cuda/prompt_layout.h"
 #include "formats/quik/cuda/token_codes.h"
@@ -66,14 +67,20 @@ __global__ void __launch_bounds__(kMaximumThreads, kVectors > 8   ? 1
                                                                   : 4)
     quantize_kernel(const QuantizeArguments a) {
   extern __shared__ __align__(16) uint8_t codes[];
-  __shared__ __half2 lows[kMaximumThreads / 32], highs[kMaximumThreads / 32];
+  __shared__ __half2 of_warps[kMaximumThreads / 32];
   const int token = blockIdx.x, thread = threadIdx.x, threads = blockDim.x, vectors = (a.columns.k + 7) / 8;
 
+  // What depends on no kernel. (Loads by __ldg would sink below the wait.)
   uint32_t words[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int v = i * threads + thread;
-    words[i] = v < vectors ? __ldg(a.columns.words + v) : 0xFF;
+    words[i] = v < vectors ? a.columns.words[v] : 0xFF;
+  }
+  int gathered[2] = {0, 0};  // the pair of outliers that this thread takes first
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (2 * thread + i < a.columns.outliers) gathered[i] = a.columns.outlier_columns[2 * thread + i];
   }
   ptx::wait_for_previous_kernel();
   ptx::launch_dependents();
@@ -97,30 +104,23 @@ __global__ void __launch_bounds__(kMaximumThreads, kVectors > 8   ? 1
       high = __hmax2_nan(high, pairs[p]);
     }
   }
+  // Both in one: {-minimum, maximum}.
+  __half2 widest = __halves2half2(__hneg(__hmin_nan(__low2half(low), __high2half(low))),
+                                  __hmax_nan(__low2half(high), __high2half(high)));
 #pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) {
-    low = __hmin2_nan(low, __shfl_xor_sync(0xffffffffu, low, lane));
-    high = __hmax2_nan(high, __shfl_xor_sync(0xffffffffu, high, lane));
-  }
-  if (thread % 32 == 0) {
-    lows[thread / 32] = low;
-    highs[thread / 32] = high;
-  }
-  for (int i = a.integers + thread; i < a.out.code_stride; i += threads) codes[i] = 0;
+  for (int lane = 16; lane > 0; lane /= 2)
+    widest = __hmax2_nan(widest, __shfl_xor_sync(0xffffffffu, widest, lane));
+  if (thread % 32 == 0) of_warps[thread / 32] = widest;
+  const int stride = static_cast<int>(a.out.code_stride);
+#pragma unroll 1
+  for (int i = a.integers + thread; i < stride; i += threads) codes[i] = 0;
   __syncthreads();
-  {
-    const int warp = min(thread % 16, threads / 32 - 1);  // both halves of a warp look at all
-    low = lows[warp];
-    high = highs[warp];
+  widest = of_warps[min(thread % 16, threads / 32 - 1)];  // both halves of a warp look at all
 #pragma unroll
-    for (int lane = 8; lane > 0; lane /= 2) {
-      low = __hmin2_nan(low, __shfl_xor_sync(0xffffffffu, low, lane));
-      high = __hmax2_nan(high, __shfl_xor_sync(0xffffffffu, high, lane));
-    }
-    static_assert(kMaximumThreads / 32 == 16);
-  }
-  const float lo = __half2float(__hmin_nan(__low2half(low), __high2half(low)));
-  const float hi = __half2float(__hmax_nan(__low2half(high), __high2half(high)));
+  for (int lane = 8; lane > 0; lane /= 2)
+    widest = __hmax2_nan(widest, __shfl_xor_sync(0xffffffffu, widest, lane));
+  static_assert(kMaximumThreads / 32 == 16);
+  const float lo = -__low2float(widest), hi = __high2float(widest);
   const CodeRange range = code_range(lo, hi, a.top);
   const CodeRule rule = code_rule(range, a.top);
 
@@ -128,34 +128,32 @@ __global__ void __launch_bounds__(kMaximumThreads, kVectors > 8   ? 1
   for (int i = 0; i < kVectors; ++i) {
     const int v = i * threads + thread;
     const uint32_t pairs[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
-    uint8_t* to = codes + 8 * v - (words[i] >> 8);
+    uint32_t to = ptx::shared_address(codes) + 8 * v - (words[i] >> 8);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const __half value =
           e % 2 == 0 ? __low2half(as_pair(pairs[e / 2])) : __high2half(as_pair(pairs[e / 2]));
-      const int32_t code = code_of(__half2float(value), rule);
-      if ((words[i] & 1u << e) == 0) *to++ = static_cast<uint8_t>(code);
+      append_code(to, words[i] & 1u << e, code_of(__half2float(value), rule));
     }
   }
   // Pairs of outliers keep together in their order.
   auto* const outliers_to = a.out.outliers + token * a.out.outlier_stride;
-  for (int o = 2 * thread; o < a.out.outlier_stride; o += 2 * threads) {
-    const __half zero = __ushort_as_half(0);
-    const __half first = o < a.columns.outliers ? row[__ldg(a.columns.outlier_columns + o)] : zero;
-    const __half second = o + 1 < a.columns.outliers ? row[__ldg(a.columns.outlier_columns + o + 1)] : zero;
-    *reinterpret_cast<__half2*>(outliers_to + outlier_position(o)) = __halves2half2(first, second);
+  const int padded = static_cast<int>(a.out.outlier_stride);
+  for (int o = 2 * thread; o < padded; o += 2 * threads) {
+    __half pair[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool inside = o + i < a.columns.outliers;
+      if (o > 2 * thread && inside) gathered[i] = a.columns.outlier_columns[o + i];
+      pair[i] = inside ? row[gathered[i]] : __ushort_as_half(0);
+    }
+    *reinterpret_cast<__half2*>(outliers_to + outlier_position(o)) = __halves2half2(pair[0], pair[1]);
   }
   __syncthreads();
 
-  // 16 bytes at p of a unit are words p / 16 % 2 + 2 (p / 32 % 2) + 4 q of its 16.
-  const auto* const code_words = reinterpret_cast<const uint32_t*>(codes);
-  auto* const to = reinterpret_cast<uint4*>(a.out.codes + token * a.out.code_stride);
-  for (int piece = thread; piece < a.out.code_stride / 16; piece += threads) {
-    const uint32_t* const from = code_words + piece / 4 * 16 + piece % 4;
-    static_assert(code_position(4) == 16 && code_position(8) == 32 && code_position(16) == 4 &&
-                  kCodeUnit == 64);
-    to[piece] = make_uint4(from[0], from[4], from[8], from[12]);
-  }
+  uint8_t* const to = a.out.codes + token * a.out.code_stride;
+  for (int at = 16 * thread; at < stride; at += 16 * threads)
+    *reinterpret_cast<uint4*>(to + at) = permuted_codes(codes, at);
   if (thread == 0) {
     a.out.scales[token] = range.scale;
     a.out.zeros[token] = range.zero;

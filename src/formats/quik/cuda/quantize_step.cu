@@ -1,4 +1,5 @@
 #include "backend/cuda/input_rows.cuh"
+#include "formats/quik/cuda/pack_columns.cuh"
 #include "formats/quik/cuda/prompt_layout.h"
 #include "formats/quik/cuda/quantize_step.h"
 #include "formats/quik/cuda/token_codes.h"
@@ -11,6 +12,7 @@ using namespace cuda::rows;
 struct StepArguments {
   Columns columns;
   int integers, top, blocks;  // integer columns, largest code, blocks per row
+  int outliers_at;            // in a block's shared memory
   Activations out;
 };
 
@@ -22,26 +24,30 @@ __device__ inline float2 wider(float2 a, float2 b) {
   return both;
 }
 
-// Integer columns before an eight.
-__device__ inline int place_of(int eight, uint32_t word) { return 8 * eight - static_cast<int>(word >> 8); }
-
 template <int kVectors, CodeOrder kOrder, typename Step>
-__global__ void __launch_bounds__(kMaximumThreads, kVectors == 1 ? 2 : 1)
+__global__ void __launch_bounds__(most_threads(kVectors), kVectors <= 4 ? 2 : 1)
     quantize_step_kernel(const Step step, const StepArguments a) {
-  // Codes of this block's columns gather at their places, counted from `base`, because outliers fall out.
-  extern __shared__ __align__(16) uint8_t codes[];
+  // Of this block's columns the codes, from the one at place `base` on, and then the outliers.
+  extern __shared__ __align__(16) uint8_t shared[];
   __shared__ Exchange for_step, for_range;
   const Team team(a.blocks, a.columns.k);
   const int eights = a.columns.k / 8, last = team.first + team.count;
-  uint32_t words[kVectors];
+  uint32_t words[kVectors];  // loads by __ldg would sink below the wait for the previous kernel
 #pragma unroll
   for (int i = 0; i < kVectors; ++i)
-    words[i] = team.eight(i) < team.count ? __ldg(a.columns.words + team.first + team.eight(i)) : 0xFF;
+    words[i] = team.eight(i) < team.count ? a.columns.words[team.first + team.eight(i)] : 0xFF;
   const int stride = static_cast<int>(a.out.code_stride);
-  const int begin = team.first < eights ? place_of(team.first, __ldg(a.columns.words + team.first)) : stride;
-  const int integers_end = last < eights ? place_of(last, __ldg(a.columns.words + last)) : a.integers;
-  const int end = last < eights ? integers_end : stride;  // the last block with columns pads the row
-  const int base = begin / 16 * 16;
+  // Outliers and integer columns before this block's and up to its end; the last block with columns pads the
+  // row.
+  const auto outliers_before = [&](int eight) {
+    return eight < eights ? static_cast<int>(a.columns.words[eight] >> 8) : a.columns.outliers;
+  };
+  const int outliers_begin = outliers_before(team.first), outliers_end = outliers_before(last);
+  const int begin = team.first < eights ? 8 * team.first - outliers_begin : stride;
+  const int integers_end = last < eights ? 8 * last - outliers_end : a.integers;
+  const int end = last < eights ? integers_end : stride;
+  constexpr int kUnit = kOrder == CodeOrder::kPrompt ? kCodeUnit : 16;
+  const int base = begin / kUnit * kUnit;
 
   float x[kVectors][8];
   load_row(step, team, for_step, x);
@@ -54,52 +60,52 @@ __global__ void __launch_bounds__(kMaximumThreads, kVectors == 1 ? 2 : 1)
       range = wider(range, {value, value});
     }
   }
-  for (int i = max(integers_end, begin) + threadIdx.x; i < end; i += blockDim.x) codes[i - base] = 0;
+#pragma unroll 1
+  for (int i = max(integers_end, begin) + threadIdx.x; i < end; i += blockDim.x) shared[i - base] = 0;
   range = over_row(range, team, for_range, wider);
   const CodeRange code_step = code_range(range.x, range.y, a.top);
   const FloatCodeRule rule = float_code_rule(code_step, a.top);
 
-  __half* const outliers = a.out.outliers + team.token * a.out.outlier_stride;
-  const auto outlier_place = [](int o) { return kOrder == CodeOrder::kPrompt ? outlier_position(o) : o; };
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    uint8_t* to = codes + place_of(team.first + team.eight(i), words[i]) - base;
-    int outlier = static_cast<int>(words[i] >> 8);
+    if (team.eight(i) >= team.count) continue;
+    const int outliers = static_cast<int>(words[i] >> 8);
+    const int place = 8 * (team.first + team.eight(i)) - outliers - base;
+    uint32_t code_to = ptx::shared_address(shared + place);
+    uint32_t outlier_to = ptx::shared_address(shared + a.outliers_at + 2 * (outliers - outliers_begin));
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      const int32_t code = code_of_float(x[i][e] * rule.factor, rule.rule);
-      if ((words[i] & 1u << e) == 0) {
-        *to++ = static_cast<uint8_t>(code);
-      } else if (team.eight(i) < team.count) {
-        outliers[outlier_place(outlier++)] = __float2half_rn(x[i][e]);
-      }
+      const uint32_t outlier = words[i] & 1u << e;
+      append_code(code_to, outlier, code_of_float(x[i][e] * rule.factor, rule.rule));
+      append_outlier(outlier_to, outlier, __float2half_rn(x[i][e]));
     }
   }
-  if constexpr (kOrder == CodeOrder::kPrompt) {
+  __syncthreads();
+
+  __half* const outliers = a.out.outliers + team.token * a.out.outlier_stride;
+  const auto outlier_place = [](int o) { return kOrder == CodeOrder::kPrompt ? outlier_position(o) : o; };
+  const auto* const kept = reinterpret_cast<const __half*>(shared + a.outliers_at);
+  for (int o = outliers_begin + static_cast<int>(threadIdx.x); o < outliers_end; o += blockDim.x)
+    outliers[outlier_place(o)] = kept[o - outliers_begin];
+  if (kOrder == CodeOrder::kPrompt && team.rank == 0) {
     const int padded = static_cast<int>(a.out.outlier_stride);
     for (int o = a.columns.outliers + threadIdx.x; o < padded; o += blockDim.x)
       outliers[outlier_place(o)] = __ushort_as_half(0);
   }
-  __syncthreads();
-
+  // Units that another block has a part of go byte by byte.
   uint8_t* const row = a.out.codes + team.token * a.out.code_stride;
-  if constexpr (kOrder == CodeOrder::kPrompt) {
-    // 16 bytes at p of a unit are words p / 16 % 2 + 2 (p / 32 % 2) + 4 q of its 16.
-    static_assert(code_position(4) == 16 && code_position(8) == 32 && code_position(16) == 4 &&
-                  kCodeUnit == 64);
-    for (int piece = threadIdx.x; piece < stride / 16; piece += blockDim.x) {
-      const auto* const from = reinterpret_cast<const uint32_t*>(codes) + piece / 4 * 16 + piece % 4;
-      reinterpret_cast<uint4*>(row)[piece] = make_uint4(from[0], from[4], from[8], from[12]);
-    }
-  } else {
-    for (int at = base + 16 * threadIdx.x; at < end; at += 16 * blockDim.x) {
-      if (at >= begin && at + 16 <= end) {
-        *reinterpret_cast<uint4*>(row + at) = *reinterpret_cast<const uint4*>(codes + at - base);
-      } else {  // shared with another block
-        for (int i = max(at, begin); i < min(at + 16, end); ++i) row[i] = codes[i - base];
-      }
-    }
+  const int whole = (begin + kUnit - 1) / kUnit * kUnit, whole_end = end / kUnit * kUnit;
+  for (int at = whole + 16 * threadIdx.x; at < whole_end; at += 16 * blockDim.x) {
+    *reinterpret_cast<uint4*>(row + at) = kOrder == CodeOrder::kPrompt
+                                              ? permuted_codes(shared, at - base)
+                                              : *reinterpret_cast<const uint4*>(shared + at - base);
   }
+  const auto copy_bytes = [&](int from, int to) {
+    for (int i = from + static_cast<int>(threadIdx.x); i < to; i += blockDim.x)
+      row[kOrder == CodeOrder::kPrompt ? code_position(i) : i] = shared[i - base];
+  };
+  copy_bytes(begin, min(whole, end));
+  copy_bytes(max(whole, whole_end), end);
   if (threadIdx.x == 0 && team.rank == 0) {
     a.out.scales[team.token] = code_step.scale;
     a.out.zeros[team.token] = code_step.zero;
@@ -134,12 +140,12 @@ cudaError_t launch_quantize_step(const cuda::InputStep& any_step, int tokens, co
   }
   return std::visit(
       [&]<typename Step>(Step step) {
-        const bool spread = !prompt && std::is_same_v<Step, cuda::GateStep>;
-        const Cut cut = cut_rows(columns.k, tokens, spread);
+        const Cut cut = cut_rows(columns.k, tokens, std::is_same_v<Step, cuda::GateStep>);
         const void* const kernel = prompt ? find_kernel<CodeOrder::kPrompt, Step>(cut.vectors)
                                           : find_kernel<CodeOrder::kColumns, Step>(cut.vectors);
-        StepArguments arguments = {columns, integers, (1 << bits) - 1, cut.blocks, out};
-        const auto bytes = static_cast<size_t>(out.code_stride) + 16;
+        const int outliers_at = static_cast<int>(out.code_stride) + kCodeUnit;
+        const auto bytes = static_cast<size_t>(outliers_at + 2 * columns.outliers);
+        StepArguments arguments = {columns, integers, (1 << bits) - 1, cut.blocks, outliers_at, out};
         if (bytes > 40 << 10) {
           if (const cudaError_t error = cudaFuncSetAttribute(
                   kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
