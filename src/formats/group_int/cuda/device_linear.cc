@@ -83,6 +83,9 @@ class PackedLinears final : public cuda::DeviceLinear {
       case Method::kDecode:
         cuda::check(launch_decode(problem, choice.decode, multiprocessors_, stream), what);
         break;
+      case Method::kFew:
+        cuda::check(launch_few(problem, choice.few, multiprocessors_, stream), what);
+        break;
       case Method::kTile:
         cuda::check(launch_tile({.weights = weights_.as<uint8_t>(),
                                  .x = x,
@@ -131,8 +134,9 @@ class PackedLinears final : public cuda::DeviceLinear {
   cuda::LinearPath path(int tokens) const override {
     if (runs_plain(tokens)) return {"w4a16, plain", "int4xf16->f32"};
     const Choice choice = choose_for(tokens);
-    return {"w4a16, " + choice.describe(),
-            choice.method == Method::kDecode ? "int4xf16->f32" : "int4 as f16xf16->f32"};
+    return {"w4a16, " + choice.describe(), choice.method == Method::kDecode || choice.method == Method::kFew
+                                               ? "int4xf16->f32"
+                                               : "int4 as f16xf16->f32"};
   }
   size_t bytes() const override { return weights_.bytes() + bias_.bytes() + flags_.bytes(); }
 
@@ -150,7 +154,7 @@ class PackedLinears final : public cuda::DeviceLinear {
   }
   bool runs_plain(int tokens) const { return kernels_ == Kernels::kPlain && tokens <= kMaximumPlainTokens; }
   Choice choose_for(int tokens) const {
-    if (kernels_ == Kernels::kPlain) return {.method = Method::kExpand, .decode = {}, .tile = {}};
+    if (kernels_ == Kernels::kPlain) return {.method = Method::kExpand};
     return choose(tokens, static_cast<int>(n_), static_cast<int>(k_), scales_per_block_, multiprocessors_);
   }
   void clear_flags() {
