@@ -19,12 +19,13 @@ struct Row {
   TileSize size;
   double blocks, least_blocks;
   int least_tiles;
+  int least_k = 0;
 };
 constexpr std::array kRows = {
-    Row{16, {128, 16}, 1.0, 0, 0},        Row{32, {128, 32}, 2.67, 0, 0},
-    Row{64, {256, 64}, 1.0, 0, 200},      Row{64, {128, 64}, 1.5, 0, 0},
-    Row{128, {256, 128}, 1.0, 0.85, 108}, Row{128, {128, 128}, 1.0, 0.7, 0},
-    Row{256, {256, 128}, 1.0, 0.85, 72},  Row{256, {128, 128}, 1.0, 0.7, 0},
+    Row{16, {128, 16}, 2.67, 0, 0},          Row{32, {128, 32}, 2.67, 0, 0},
+    Row{64, {256, 64}, 1.0, 0.6, 200, 8192}, Row{64, {128, 64}, 1.5, 0, 0},
+    Row{128, {256, 128}, 1.0, 0.85, 108},    Row{128, {128, 128}, 1.0, 0.7, 0},
+    Row{256, {256, 128}, 1.0, 0.85, 72},     Row{256, {128, 128}, 1.0, 0.7, 0},
     Row{512, {128, 256}, 1.0, 0.85, 0},
 };
 // What part of the multiprocessors clusters of so many blocks find place on, one block on each.
@@ -119,7 +120,7 @@ Choice choose_packed(int tokens, int n, int k, int scales_per_block, int multipr
     if (plan.split > 0) return {.method = Method::kFew, .few = plan};
   }
   for (const Row& row : kRows) {
-    if (tokens > row.tokens) continue;
+    if (tokens > row.tokens || k < row.least_k) continue;
     const int tiles = tiles_of(tokens, n, row.size), split = split_of(tiles, row, k, multiprocessors);
     if (split == 1 && tiles < row.least_tiles) continue;
     return {.method = Method::kTile, .tile = {row.size, split}};

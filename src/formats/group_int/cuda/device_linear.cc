@@ -134,9 +134,9 @@ class PackedLinears final : public cuda::DeviceLinear {
   cuda::LinearPath path(int tokens) const override {
     if (runs_plain(tokens)) return {"w4a16, plain", "int4xf16->f32"};
     const Choice choice = choose_for(tokens);
-    return {"w4a16, " + choice.describe(), choice.method == Method::kDecode || choice.method == Method::kFew
-                                               ? "int4xf16->f32"
-                                               : "int4 as f16xf16->f32"};
+    const bool rounds = choice.method == Method::kExpand ||
+                        (choice.method == Method::kTile && choice.tile.size.tokens > kMostScaledSums);
+    return {"w4a16, " + choice.describe(), rounds ? "int4 as f16xf16->f32" : "int4xf16->f32"};
   }
   size_t bytes() const override { return weights_.bytes() + bias_.bytes() + flags_.bytes(); }
 

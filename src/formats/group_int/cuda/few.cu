@@ -16,8 +16,8 @@ namespace {
 
 constexpr int kWarps = kFewWarps, kThreads = 32 * kWarps;
 constexpr int kColumns = kBlockColumns;
-constexpr int kSwizzledColumns = 64;  // of a tensor map's box: 128 bytes
-constexpr int kStageBlocks = 4;       // copied at once: memory is read in long runs
+constexpr int kSwizzledColumns = 64;                           // of a tensor map's box: 128 bytes
+constexpr int kMaximumStageBlocks = 4, kLeastStageBlocks = 3;  // copied at once: memory is read in long runs
 constexpr int kMaximumStages = 4, kLeastStages = 2;
 constexpr int kMaximumBlocks = 40;       // of columns, of one block of threads
 constexpr int kPairBytes = 32 * 8;       // a warp's sums of 8 rows and 8 tokens: two per lane
@@ -33,6 +33,7 @@ struct FewArguments {
   int blocks;  // of 128 columns
   int tiles;   // of 16 rows
   int split, clusters, stages;
+  int stage_blocks;    // copied at once
   int received, ring;  // where they start in shared memory; the tokens are first
 };
 
@@ -132,7 +133,7 @@ __device__ inline void multiply(float (&d)[kTokens / 8][4], uint32_t codes, uint
 template <int kTokens, int kScales>
 __global__ void __launch_bounds__(kThreads, 1)
     few_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ FewArguments a) {
-  constexpr int kBlockBytes = kCodeBytes + kScales * kScaleBytes, kStageBytes = kStageBlocks * kBlockBytes;
+  constexpr int kBlockBytes = kCodeBytes + kScales * kScaleBytes;
   constexpr int kTokenBytes = kTokens * kColumns * 2;  // of a block of columns
   constexpr int kTokenTiles = kTokens / 8;
   extern __shared__ uint8_t dynamic[];
@@ -143,10 +144,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int cluster = blockIdx.x / a.split;
   const int first = a.blocks * rank / a.split, count = a.blocks * (rank + 1) / a.split - first;
   const int owned = pairs_per_owner<kTokens>(a.split), owners = kPairs<kTokens> / owned;
+  const int stage_bytes = a.stage_blocks * kBlockBytes;
   const uint32_t arriving = a.split * owned * kPairBytes;
   constexpr int kSentBytes = kPairs<kTokens> * kPairBytes;
   const uint32_t sent = tokens_at + a.received + warp * (kSentBytes + arriving), received = sent + kSentBytes,
-                 ring = tokens_at + a.ring + warp * a.stages * kStageBytes;
+                 ring = tokens_at + a.ring + warp * a.stages * stage_bytes;
   const uint32_t full = ptx::shared_address(barriers.full[warp]),
                  arrived = ptx::shared_address(&barriers.arrived[warp]),
                  freed = ptx::shared_address(&barriers.freed[warp]),
@@ -159,13 +161,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto fetch = [&](int stage) {
     if (fetch_tile >= a.tiles) return;
     if (lane == 0) {
-      const int bytes = min(kStageBlocks, count - fetch_block) * kBlockBytes;
+      const int bytes = min(a.stage_blocks, count - fetch_block) * kBlockBytes;
       ptx::barrier_arrive_expecting(full + 8 * stage, bytes);
-      ptx::bulk_copy(ring + stage * kStageBytes,
+      ptx::bulk_copy(ring + stage * stage_bytes,
                      a.weights + (int64_t{fetch_tile} * a.blocks + first + fetch_block) * kBlockBytes, bytes,
                      full + 8 * stage, policy);
     }
-    fetch_block += kStageBlocks;
+    fetch_block += a.stage_blocks;
     if (fetch_block >= count) {
       fetch_block = 0;
       fetch_tile += step;
@@ -230,20 +232,21 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const uint32_t magic = decode_magic();
   const uint32_t lane_codes = ring + lane * 16, lane_scales = ring + kCodeBytes + 2 * g;
-  const int middle = count / 2 / kStageBlocks * kStageBlocks;
+  const int middle = count / 2 / a.stage_blocks * a.stage_blocks;
   const uint32_t matrices = tokens_at + lane % 8 * 128 + ((lane / 8 ^ lane % 8) << 4);
   int stage = 0, turn = 0;
   uint32_t parity = 0;
   for (int tile = cluster + warp * a.clusters; tile < a.tiles; tile += step, ++turn) {
     float d[kTokenTiles][4] = {};
-    for (int i = 0; i < count; i += kStageBlocks) {
+    for (int i = 0; i < count; i += a.stage_blocks) {
+      const int here = min(a.stage_blocks, count - i);
       ptx::barrier_wait(full + 8 * stage, parity);
-      const uint32_t codes_at = lane_codes + stage * kStageBytes,
-                     scales_at = lane_scales + stage * kStageBytes, tokens_from = matrices + i * kTokenBytes,
+      const uint32_t codes_at = lane_codes + stage * stage_bytes,
+                     scales_at = lane_scales + stage * stage_bytes, tokens_from = matrices + i * kTokenBytes,
                      tokens_from_other = tokens_from ^ 64;
 #pragma unroll
-      for (int within = 0; within < kStageBlocks; ++within) {
-        if (i + within >= count) break;
+      for (int within = 0; within < kMaximumStageBlocks; ++within) {
+        if (within >= here) break;
         if (turn == 0) ptx::barrier_wait(tokens_full + 8 * (i + within), 0);
         multiply<kTokens, kScales>(d, codes_at + within * kBlockBytes, scales_at + within * kBlockBytes,
                                    tokens_from + within * kTokenBytes,
@@ -284,20 +287,27 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 struct Layout {
-  int received, ring, stages, bytes;
+  int received, ring, stages, stage_blocks, bytes;
 };
-// Shared memory after the barriers: tokens, sums sent and received, rings. `tokens` is 8 or 16.
+// Shared memory beside the barriers: tokens, sums sent and received, rings; no stages where they do not fit.
+// `tokens` is 8 or 16.
 Layout layout_of(const DecodeShape& shape, int tokens, int split) {
   const int held = (static_cast<int>(shape.blocks()) + split - 1) / split;
   const int pairs = tokens / 4, owned = split < pairs ? pairs / split : 1;
-  const int stage = kWarps * kStageBlocks * static_cast<int>(shape.block_bytes());
   Layout layout = {};
   layout.received = held * tokens * kColumns * 2;
   layout.ring = layout.received + kWarps * (pairs + split * owned) * kPairBytes;
-  const int left = kSharedPerBlock - kStaticShared - 1024 - layout.ring;
-  layout.stages =
-      held > kMaximumBlocks || left < kLeastStages * stage ? 0 : std::min(left / stage, kMaximumStages);
-  layout.bytes = layout.ring + layout.stages * stage + 1024;  // the tokens start at a multiple of 1024
+  if (held > kMaximumBlocks) return layout;
+  const int left =
+      kSharedPerBlock - kStaticShared - 1024 - layout.ring;  // the tokens start at a multiple of 1024
+  for (int blocks = kMaximumStageBlocks; blocks >= kLeastStageBlocks; --blocks) {
+    const int stage = kWarps * blocks * static_cast<int>(shape.block_bytes());
+    if (left < kLeastStages * stage) continue;
+    layout.stages = std::min(left / stage, kMaximumStages);
+    layout.stage_blocks = blocks;
+    layout.bytes = layout.ring + layout.stages * stage + 1024;
+    break;
+  }
   return layout;
 }
 
@@ -326,6 +336,7 @@ cudaError_t launch(const DecodeProblem& problem, const FewPlan& plan, int multip
                                   .split = plan.split,
                                   .clusters = std::min(tiles, few_clusters(plan.split, multiprocessors)),
                                   .stages = layout.stages,
+                                  .stage_blocks = layout.stage_blocks,
                                   .received = layout.received,
                                   .ring = layout.ring};
   const CUtensorMap x = cuda::make_tile_map(cuda::TileType::kHalf, problem.x, problem.tokens, problem.k,
