@@ -178,14 +178,14 @@ class Product {
     const auto [n, k] = linear_;
     switch (choice_.method) {
       case Method::kDecode:
-        cuda::check(group_int_cuda::launch_decode({.weights = weights,
-                                                   .x = x_.as<__half>(),
-                                                   .y = y_.as<__half>(),
-                                                   .n = n,
-                                                   .k = k,
-                                                   .tokens = tokens_},
-                                                  choice_.decode, device_.multiprocessors, stream.get()),
+        cuda::check(group_int_cuda::launch_decode(problem(weights), choice_.decode, device_.multiprocessors,
+                                                  stream.get()),
                     "launching");
+        break;
+      case Method::kFew:
+        cuda::check(
+            group_int_cuda::launch_few(problem(weights), choice_.few, device_.multiprocessors, stream.get()),
+            "launching");
         break;
       case Method::kTile:
         cuda::check(group_int_cuda::launch_tile({.weights = weights,
@@ -218,6 +218,14 @@ class Product {
   }
 
  private:
+  group_int_cuda::DecodeProblem problem(const uint8_t* weights) const {
+    return {.weights = weights,
+            .x = x_.as<__half>(),
+            .y = y_.as<__half>(),
+            .n = linear_.n,
+            .k = linear_.k,
+            .tokens = tokens_};
+  }
   Linear linear_;
   int tokens_;
   Choice choice_;
@@ -252,6 +260,13 @@ std::vector<Choice> all_choices(int tokens, const Linear& linear) {
     for (const auto& plan : {group_int_cuda::DecodePlan{8, 2}, group_int_cuda::DecodePlan{6, 2},
                              group_int_cuda::DecodePlan{5, 2}, group_int_cuda::DecodePlan{12, 1}}) {
       made.push_back({.method = Method::kDecode, .decode = plan});
+    }
+  }
+  if (tokens <= group_int_cuda::kMaximumFewTokens) {
+    const group_int_cuda::DecodeProblem problem = {.n = linear.n, .k = linear.k, .tokens = tokens};
+    for (const int split : {1, 2, 4, 8}) {
+      if (group_int_cuda::few_fits(problem, {split}))
+        made.push_back({.method = Method::kFew, .few = {split}});
     }
   }
   for (const group_int_cuda::TileSize& size : group_int_cuda::tile_sizes()) {

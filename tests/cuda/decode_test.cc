@@ -321,6 +321,50 @@ INSTANTIATE_TEST_SUITE_P(Shapes, PlainDecode,
                                            DecodeCase{512, 4096, 128, 17}, DecodeCase{1, 8, 0, 32},
                                            DecodeCase{64, 13824, 64, 31}));
 
+class FewTokens : public OnDevice, public ::testing::WithParamInterface<DecodeCase> {};
+
+TEST_P(FewTokens, EqualPlainLoopsWithEveryPlan) {
+  const DecodeCase c = GetParam();
+  const cuda::Device device = cuda::open_device(0);
+  const cuda::Stream stream;
+  Operands operands(c.n, c.k, c.group_size, c.tokens);
+  for (const bool bias : {false, true}) {
+    const auto expected = operands.expect(operands.weight, bias);
+    const DecodeProblem problem = {.weights = operands.device_weight.as<uint8_t>(),
+                                   .x = operands.device_x.as<__half>(),
+                                   .y = operands.device_y.as<__half>(),
+                                   .y_stride = operands.y_stride,
+                                   .bias = bias ? operands.device_bias.as<float>() : nullptr,
+                                   .n = static_cast<int>(c.n),
+                                   .k = static_cast<int>(c.k),
+                                   .tokens = c.tokens,
+                                   .scales_per_block = static_cast<int>(operands.shape.scales_per_block)};
+    for (const int split : {1, 2, 4, 8}) {
+      if (!few_fits(problem, {split})) continue;
+      SCOPED_TRACE("split " + std::to_string(split));
+      std::vector<uint16_t> first;
+      for (int repeat = 0; repeat < 2; ++repeat) {
+        operands.spoil();
+        cuda::check(launch_few(problem, {split}, device.multiprocessors, stream.get()), "launching");
+        stream.synchronize();
+        const std::vector<uint16_t> got = operands.results();
+        if (repeat == 0) {
+          compare(got, expected, c.n);
+          if (HasFatalFailure()) return;
+          first = got;
+        }
+        EXPECT_EQ(got, first);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, FewTokens,
+                         ::testing::Values(DecodeCase{16, 128, 128, 1}, DecodeCase{1, 8, 0, 5},
+                                           DecodeCase{300, 1096, 0, 5}, DecodeCase{257, 1096, 64, 16},
+                                           DecodeCase{4096, 1024, 128, 12}, DecodeCase{64, 14336, 128, 9},
+                                           DecodeCase{20000, 640, 64, 8}, DecodeCase{33000, 520, 128, 16}));
+
 struct TileCase {
   int64_t n, k, group_size;
   int tokens;
@@ -334,7 +378,8 @@ TEST_P(TileProduct, EqualsPlainLoopsWithEveryTile) {
   const cuda::Device device = cuda::open_device(0);
   const cuda::Stream stream;
   Operands operands(n, k, group_size, tokens);
-  const auto expected = operands.expect(operands.rounded_weight(), bias);
+  const auto rounded = operands.expect(operands.rounded_weight(), bias),
+             exact = operands.expect(operands.weight, bias);
   const cuda::Buffer workspace(tile_workspace_bytes(device.multiprocessors));
   cuda::Buffer flags(sizeof(uint32_t) * kTileFlags);
   const std::vector<uint32_t> zeros(kTileFlags);
@@ -363,7 +408,7 @@ TEST_P(TileProduct, EqualsPlainLoopsWithEveryTile) {
         stream.synchronize();
         const std::vector<uint16_t> got = operands.results();
         if (repeat == 0) {
-          compare(got, expected, n);
+          compare(got, size.tokens <= kMostScaledSums ? exact : rounded, n);
           if (HasFatalFailure()) return;
           first = got;
         }
@@ -393,6 +438,11 @@ TEST(Choose, OnlyWhatCanRun) {
             EXPECT_LE(decode_shared_bytes({.n = n, .k = k, .tokens = tokens, .scales_per_block = scales},
                                           choice.decode),
                       222 * 1024);
+            continue;
+          }
+          if (choice.method == Method::kFew) {
+            EXPECT_LE(tokens, kMaximumFewTokens);
+            EXPECT_TRUE(few_fits({.n = n, .k = k, .tokens = tokens, .scales_per_block = scales}, choice.few));
             continue;
           }
           const auto same = [&](const TileSize& size) {

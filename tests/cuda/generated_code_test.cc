@@ -33,6 +33,7 @@ constexpr Expected kExpected[] = {
     {"quik_cuda", "mma_product_kernel", "IMMA HMMA", kAmpere, "ArithmeticE1"},
     {"quik_cuda", "mma_product_kernel", "IMMA HMMA", kAmpere, "ArithmeticE2"},
     {"group_int_cuda", "decode_kernel", "HMMA"},
+    {"group_int_cuda", "few_kernel", "HMMA"},
     {"group_int_cuda", "tile_kernel", "HGMMA"},
     {"group_int_cuda", "expand_kernel", "", kBoth},
     {"group_int_cuda", "plain_decode_kernel", "HMMA", kBoth},

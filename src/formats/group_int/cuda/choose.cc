@@ -9,21 +9,33 @@
 namespace nibble::group_int_cuda {
 namespace {
 
-// Up to `tokens`, tiles of `size` whose columns are split so often that at most `blocks` blocks of threads
-// per multiprocessor work; where that leaves fewer than two per three multiprocessors a row is skipped if
-// another for as many tokens follows. From `cuda_decode_bench --sweep` on an H100 over the linears of LLaMA-2
-// 7B and 70B, at 4, 16, 64, 128, 256, 1024 and 2048 tokens; within 10 % of the best plan for most of them.
+// Up to `tokens`, tiles of `size`, each split as often as `blocks` blocks of threads per multiprocessor
+// allow, provided that at least `least_blocks` come of it. Where nothing is split and there are fewer than
+// `least_tiles` tiles the next row counts. From `cuda_decode_bench --sweep` on an H100 over the linears of
+// LLaMA-2 7B, 13B and 70B (bench/results/h100/w4a16_sweep.txt); within 10 % of the best plan for most of
+// them.
 struct Row {
   int tokens;
   TileSize size;
-  double blocks;
-  int least_tiles;  // fewer tiles of this size than this: the next row
+  double blocks, least_blocks;
+  int least_tiles;
+  int least_k = 0;
 };
 constexpr std::array kRows = {
-    Row{8, {128, 8}, 2.67, 0},    Row{16, {128, 16}, 2.67, 0},   Row{32, {128, 32}, 2.67, 0},
-    Row{64, {256, 64}, 1.0, 200}, Row{64, {128, 64}, 1.5, 0},    Row{128, {256, 128}, 1.0, 32},
-    Row{128, {128, 128}, 1.0, 0}, Row{256, {256, 128}, 1.0, 48}, Row{256, {128, 128}, 1.0, 0},
+    Row{16, {128, 16}, 2.67, 0, 0},          Row{32, {128, 32}, 2.67, 0, 0},
+    Row{64, {256, 64}, 1.0, 0.6, 200, 8192}, Row{64, {128, 64}, 1.5, 0, 0},
+    Row{128, {256, 128}, 1.0, 0.85, 108},    Row{128, {128, 128}, 1.0, 0.7, 0},
+    Row{256, {256, 128}, 1.0, 0.85, 72},     Row{256, {128, 128}, 1.0, 0.7, 0},
+    Row{512, {128, 256}, 1.0, 0.85, 0},
 };
+// What part of the multiprocessors clusters of so many blocks find place on, one block on each.
+struct Placed {
+  int split;
+  double part;
+};
+constexpr Placed kPlaced[] = {{2, 1.0}, {3, 0.88}, {4, 0.9}, {6, 0.77}, {8, 0.9}};
+// A tile of the few-token kernel costs as much besides as this many blocks of columns.
+constexpr double kFewTileBlocks = 1.5;
 // More tokens: no split, all tiles are large enough to share out.
 constexpr TileSize kMany = {128, 256};
 // Expanding costs 2.5 bytes of traffic per weight, whatever the number of tokens; the tile kernel costs about
@@ -37,13 +49,35 @@ int tiles_of(int tokens, int n, const TileSize& size) {
   return ceil_divide(n, size.rows) * ceil_divide(tokens, size.tokens);
 }
 
-// The largest of 1, 2, 3, 4, 6 and 8 that `most` blocks of threads allow.
-int split_of(int tiles, double most, int k) {
+// The largest split that the row allows, or 1.
+int split_of(int tiles, const Row& row, int k, int multiprocessors) {
   int split = 1;
-  for (const int next : {2, 3, 4, 6, 8}) {
-    if (tiles * next <= most && next <= ceil_divide(k, 2 * static_cast<int>(kBlockColumns))) split = next;
+  for (const Placed& next : kPlaced) {
+    const double part = row.blocks > 1.0 ? row.blocks : next.part;
+    const int blocks = tiles * next.split;
+    if (blocks <= part * multiprocessors && blocks >= row.least_blocks * multiprocessors &&
+        next.split <= ceil_divide(k, 2 * static_cast<int>(kBlockColumns))) {
+      split = next.split;
+    }
   }
   return split;
+}
+
+// The plan whose busiest warp has least to do; split 0 where none fits.
+FewPlan few_plan(const DecodeProblem& problem, int multiprocessors) {
+  const int blocks = ceil_divide(problem.k, static_cast<int>(kBlockColumns)),
+            tiles = ceil_divide(problem.n, static_cast<int>(kBlockRows));
+  FewPlan best = {.split = 0};
+  double least = 0;
+  for (const int split : {1, 2, 4, 8}) {
+    if (!few_fits(problem, {split})) continue;
+    const int rounds = ceil_divide(tiles, few_clusters(split, multiprocessors) * kFewWarps);
+    const double cost = rounds * (ceil_divide(blocks, split) + kFewTileBlocks);
+    if (best.split > 0 && cost >= least) continue;
+    best.split = split;
+    least = cost;
+  }
+  return best;
 }
 
 }  // namespace
@@ -52,6 +86,9 @@ std::string Choice::describe() const {
   if (method == Method::kExpand) return "expand to FP16";
   if (method == Method::kDecode) {
     return format_text("decode, {} stages, {} per SM", decode.stages, decode.blocks_per_multiprocessor);
+  }
+  if (method == Method::kFew) {
+    return format_text("few, split {}", few.split);
   }
   const std::string size = format_text("tile {} x {}", tile.size.rows, tile.size.tokens);
   return tile.split == 1 ? size + ", balanced" : format_text("{}, split {}", size, tile.split);
@@ -74,21 +111,25 @@ Choice choose_packed(int tokens, int n, int k, int scales_per_block, int multipr
          {DecodePlan{}, DecodePlan{.stages = 5}, DecodePlan{12, 1}, DecodePlan{5, 1}}) {
       const size_t bytes =
           decode_shared_bytes(problem, plan) * static_cast<size_t>(plan.blocks_per_multiprocessor);
-      if (bytes <= kDecodeSharedBytes) return {.method = Method::kDecode, .decode = plan, .tile = {}};
+      if (bytes <= kDecodeSharedBytes) return {.method = Method::kDecode, .decode = plan};
     }
   }
-  for (const Row& row : kRows) {
-    const int tiles = tiles_of(tokens, n, row.size);
-    if (tokens > row.tokens || tiles < row.least_tiles) continue;
-    return {.method = Method::kTile,
-            .decode = {},
-            .tile = {row.size, split_of(tiles, row.blocks * multiprocessors, k)}};
+  if (tokens <= kMaximumFewTokens) {
+    const FewPlan plan =
+        few_plan({.n = n, .k = k, .tokens = tokens, .scales_per_block = scales_per_block}, multiprocessors);
+    if (plan.split > 0) return {.method = Method::kFew, .few = plan};
   }
-  return {.method = Method::kTile, .decode = {}, .tile = {kMany, 1}};
+  for (const Row& row : kRows) {
+    if (tokens > row.tokens || k < row.least_k) continue;
+    const int tiles = tiles_of(tokens, n, row.size), split = split_of(tiles, row, k, multiprocessors);
+    if (split == 1 && tiles < row.least_tiles) continue;
+    return {.method = Method::kTile, .tile = {row.size, split}};
+  }
+  return {.method = Method::kTile, .tile = {kMany, 1}};
 }
 
 Choice choose(int tokens, int n, int k, int scales_per_block, int multiprocessors) {
-  if (tokens >= kExpandedTokens) return {.method = Method::kExpand, .decode = {}, .tile = {}};
+  if (tokens >= kExpandedTokens) return {.method = Method::kExpand};
   return choose_packed(tokens, n, k, scales_per_block, multiprocessors);
 }
 

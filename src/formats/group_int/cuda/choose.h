@@ -5,12 +5,14 @@
 #include <string>
 
 #include "formats/group_int/cuda/decode.h"
+#include "formats/group_int/cuda/few.h"
 #include "formats/group_int/cuda/tile.h"
 
 namespace nibble::group_int_cuda {
 
 enum class Method {
   kDecode,  // decode.h: 1 to 4 tokens
+  kFew,     // few.h: 5 to 16
   kTile,    // tile.h: any number
   kExpand,  // expand.h to FP16, a slice of rows after another, then cuBLASLt
 };
@@ -18,8 +20,10 @@ enum class Method {
 struct Choice {
   Method method = Method::kTile;
   DecodePlan decode = {};
+  FewPlan few = {};
   TilePlan tile = {};
-  std::string describe() const;  // "decode, 8 stages, 2 per SM", "tile 128 x 16, split 4", "expand to FP16"
+  std::string describe()
+      const;  // "decode, 8 stages, 2 per SM", "few, split 4", "tile 128 x 16, split 4", "expand to FP16"
 };
 
 // Every choice can run: the decode kernel is not chosen where tokens do not fit into shared memory.

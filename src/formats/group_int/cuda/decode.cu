@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(DecodeProblem probl
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) {
       ptx::barrier_init(&shared.full[i], 1);
-      ptx::barrier_init(&shared.empty[i], kWarps);
+      ptx::barrier_init(&shared.empty[i], 32 * kWarps);
     }
     ptx::fence_barrier_init();
   }
@@ -93,7 +93,10 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(DecodeProblem probl
         const uint4 low = *reinterpret_cast<const uint4*>(at + lane * 16);
         const uint4 high = *reinterpret_cast<const uint4*>(at + 512 + lane * 16);
         const __half* const scales = reinterpret_cast<const __half*>(at + kCodeBytes);
-        const float scale = __half2float(scales[g]), scale_8 = __half2float(scales[g + 8]);
+        float scale[2 * kScales];  // of rows g and g + 8
+#pragma unroll
+        for (int i = 0; i < 2 * kScales; ++i) scale[i] = __half2float(scales[g + 8 * i]);
+        ptx::barrier_arrive(ptx::shared_address(&shared.empty[stage]));
         const uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
         uint4 b[4];
 #pragma unroll
@@ -118,20 +121,19 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(DecodeProblem probl
           ptx::mma_16x8x16(right, a, b[v + 2].z, b[v + 2].w);
         }
         if constexpr (kScales == 1) {
-          sums[0] += (left[0] + right[0]) * scale;
-          sums[1] += (left[1] + right[1]) * scale;
-          sums[2] += (left[2] + right[2]) * scale_8;
-          sums[3] += (left[3] + right[3]) * scale_8;
+          sums[0] += (left[0] + right[0]) * scale[0];
+          sums[1] += (left[1] + right[1]) * scale[0];
+          sums[2] += (left[2] + right[2]) * scale[1];
+          sums[3] += (left[3] + right[3]) * scale[1];
         } else {
-          const float other = __half2float(scales[g + 16]), other_8 = __half2float(scales[g + 24]);
-          sums[0] += left[0] * scale + right[0] * other;
-          sums[1] += left[1] * scale + right[1] * other;
-          sums[2] += left[2] * scale_8 + right[2] * other_8;
-          sums[3] += left[3] * scale_8 + right[3] * other_8;
+          sums[0] += left[0] * scale[0] + right[0] * scale[2];
+          sums[1] += left[1] * scale[0] + right[1] * scale[2];
+          sums[2] += left[2] * scale[1] + right[2] * scale[3];
+          sums[3] += left[3] * scale[1] + right[3] * scale[3];
         }
+      } else {
+        ptx::barrier_arrive(ptx::shared_address(&shared.empty[stage]));
       }
-      __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&shared.empty[stage]));
       if (++stage == stages) {
         stage = 0;
         parity ^= 1;

@@ -75,6 +75,9 @@ class PackedLinears final : public cuda::DeviceLinear {
       case Method::kDecode:
         cuda::check(launch_decode(problem, choice.decode, multiprocessors_, stream), kWhat);
         break;
+      case Method::kFew:
+        cuda::check(launch_few(problem, choice.few, multiprocessors_, stream), what);
+        break;
       case Method::kTile:
         cuda::check(launch_tile({.weights = weights_.as<uint8_t>(),
                                  .x = x,
@@ -135,8 +138,9 @@ class PackedLinears final : public cuda::DeviceLinear {
   cuda::LinearPath path(int tokens) const override {
     if (runs_plain(tokens)) return {"w4a16, plain", "int4xf16->f32"};
     const Choice choice = choose_for(tokens);
-    return {"w4a16, " + choice.describe(),
-            choice.method == Method::kDecode ? "int4xf16->f32" : "int4 as f16xf16->f32"};
+    const bool rounds = choice.method == Method::kExpand ||
+                        (choice.method == Method::kTile && choice.tile.size.tokens > kMostScaledSums);
+    return {"w4a16, " + choice.describe(), rounds ? "int4 as f16xf16->f32" : "int4xf16->f32"};
   }
   size_t bytes() const override { return weights_.bytes() + bias_.bytes() + flags_.bytes(); }
 
@@ -166,7 +170,7 @@ class PackedLinears final : public cuda::DeviceLinear {
   }
   bool runs_plain(int tokens) const { return kernels_ == Kernels::kPlain && tokens <= kMaximumPlainTokens; }
   Choice choose_for(int tokens) const {
-    if (kernels_ == Kernels::kPlain) return {.method = Method::kExpand, .decode = {}, .tile = {}};
+    if (kernels_ == Kernels::kPlain) return {.method = Method::kExpand};
     return choose(tokens, static_cast<int>(n_), static_cast<int>(k_), scales_per_block_, multiprocessors_);
   }
   void clear_flags() {

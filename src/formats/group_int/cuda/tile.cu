@@ -22,6 +22,9 @@ constexpr int kColumns = kBlockColumns;  // of a stage
 constexpr int kSwizzledColumns = 64;     // of a tensor map's box: 128 bytes
 constexpr int kSharedPerBlock = 232448;  // the most a block may have
 constexpr int kSharedPerMultiprocessor = 233472, kSharedReserve = 1024;
+// Where one block of threads fills a multiprocessor, handing sums over costs as much as this many blocks of
+// columns; it is not worth it for shorter waits in the last round (bench/results/h100/w4a16_sweep.txt).
+constexpr int kIdleBlocks = 11;
 constexpr int kLeastBlocks = 3;  // of columns that are worth a block of threads of their own
 
 template <int kWarpgroups, int kTokens, int kScales>
@@ -34,8 +37,10 @@ struct Tile {
   static constexpr int kTokenBytes = kTokens * kColumns * 2, kWeightBytes = kWarps * kBlockBytes;
   // Products that are issued together, with registers for as many again: of 16 columns each.
   static constexpr int kBatch =
-      (kWarpgroups == 4 && kTokens == 128) || (kWarpgroups == 2 && kTokens == 32) ? 2 : 4;
+      (kWarpgroups == 4 && kTokens == 128) || (kWarpgroups == 2 && kTokens <= 32) ? 2 : 4;
   static constexpr int kStageBytes = kTokenBytes + kWeightBytes;
+  // With few tokens it is cheaper to multiply a group's sums by its scale than all of its weights.
+  static constexpr bool kScalesSums = kTokens <= kMostScaledSums;
   // Where several blocks fit on a multiprocessor, one streams while others, or those of the next kernel,
   // start or end.
   static constexpr int kPerMultiprocessor = kWarpgroups * kTokens <= 64    ? 3
@@ -175,49 +180,117 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
 #pragma unroll
       for (int i = 0; i < kTokens / 2; ++i) d[i] = 0;
       ptx::keep_registers(d);
-      for (int block = walk.begin; block < walk.end; ++block) {
-        ptx::barrier_wait(full_at + 8 * stage, parity);
-        const uint32_t codes_in = codes_at + stage * T::kWeightBytes,
-                       scales_in = scales_at + stage * T::kWeightBytes;
-        const uint64_t b = ptx::operand_128b(0) + (operands_at + stage * (T::kTokenBytes / 16));
-        uint4 codes = {};
+      if constexpr (T::kScalesSums) {
+        float e[kTokens / 2], scale = 0, scale_8 = 0;  // sums of a group
 #pragma unroll
-        for (int batch = 0; batch < kBatches; ++batch) {
-          uint32_t(&operands)[4 * kBatch] = batch % 2 == 0 ? even : odd;
-          const int half = batch * kBatch / 4;  // of the columns
-          if (batch * kBatch % 4 == 0) codes = load_shared_uint4(codes_in + 512 * half);
-          const uint32_t set = scales_in + (kScales == 2 ? kScaleBytes * half : 0);
-          const __half2 scale = __half2half2(load_shared_half(set)),
-                        scale_8 = __half2half2(load_shared_half(set + 16));
-          const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+        for (int i = 0; i < kTokens / 2; ++i) e[i] = 0;
+        ptx::keep_registers(e);
+        for (int block = walk.begin; block < walk.end; ++block) {
+          ptx::barrier_wait(full_at + 8 * stage, parity);
+          const uint32_t codes_in = codes_at + stage * T::kWeightBytes,
+                         scales_in = scales_at + stage * T::kWeightBytes;
+          const uint64_t b = ptx::operand_128b(0) + (operands_at + stage * (T::kTokenBytes / 16));
+          uint4 codes = {};
 #pragma unroll
-          for (int i = 0; i < kBatch; ++i) {
-            uint32_t decoded[4];
-            decode_word(words[(batch * kBatch + i) % 4], magic, scale, scale_8, decoded);
+          for (int m = 0; m < 8; m += 2) {
+            uint32_t(&operands)[8] = m % 4 == 0 ? even : odd;
+            if (m % 4 == 0) codes = load_shared_uint4(codes_in + 128 * m);
+            const bool first = m % (8 / kScales) == 0;  // of a group
+            float next = 0, next_8 = 0;
+            if (first) {
+              next = __half2float(load_shared_half(scales_in + kScaleBytes / 4 * m));
+              next_8 = __half2float(load_shared_half(scales_in + kScaleBytes / 4 * m + 16));
+            }
+            const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
-            for (int r = 0; r < 4; ++r) operands[4 * i + r] = decoded[r];
+            for (int i = 0; i < 2; ++i) {
+              uint32_t decoded[4];
+              decode_word(words[m % 4 + i], magic, decoded);
+#pragma unroll
+              for (int r = 0; r < 4; ++r) operands[4 * i + r] = decoded[r];
+            }
+            if (first) {
+              // The last group's products have ended.
+              ptx::warpgroup_wait<0>();
+              ptx::keep_registers(odd);
+              ptx::keep_registers(e);
+              if (m == 0) release_previous(block > walk.begin);
+#pragma unroll
+              for (int i = 0; i < kTokens / 2; ++i) d[i] += e[i] * (i % 4 < 2 ? scale : scale_8);
+              scale = next;
+              scale_8 = next_8;
+            }
+            ptx::warpgroup_arrive();
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              const uint64_t from = b + m / 4 * (T::kTokenBytes / 2 / 16) + (m % 4 + i) * 2;
+              if (first && i == 0) {
+                ptx::wgmma_f16_first(e, operands[0], operands[1], operands[2], operands[3], from);
+              } else {
+                ptx::wgmma_f16(e, operands[4 * i], operands[4 * i + 1], operands[4 * i + 2],
+                               operands[4 * i + 3], from);
+              }
+            }
+            ptx::warpgroup_commit();
+            // All products but these have ended: the other registers are free.
+            ptx::warpgroup_wait<1>();
+            ptx::keep_registers(m % 4 == 0 ? odd : even);
           }
-          ptx::warpgroup_arrive();
-#pragma unroll
-          for (int i = 0; i < kBatch; ++i) {
-            const int m = batch * kBatch + i;
-            ptx::wgmma_f16(d, operands[4 * i], operands[4 * i + 1], operands[4 * i + 2], operands[4 * i + 3],
-                           b + m / 4 * (T::kTokenBytes / 2 / 16) + m % 4 * 2);
+          if (++stage == T::kStages) {
+            stage = 0;
+            parity ^= 1;
           }
-          ptx::warpgroup_commit();
-          // All products but these have ended: the other registers are free, and so is the last stage.
-          ptx::warpgroup_wait<1>();
-          ptx::keep_registers(batch % 2 == 0 ? odd : even);
-          if (batch == 0) release_previous(block > walk.begin);
         }
-        if (++stage == T::kStages) {
-          stage = 0;
-          parity ^= 1;
+        ptx::warpgroup_wait<0>();
+        ptx::keep_registers(odd);
+        ptx::keep_registers(e);
+#pragma unroll
+        for (int i = 0; i < kTokens / 2; ++i) d[i] += e[i] * (i % 4 < 2 ? scale : scale_8);
+      } else {
+        for (int block = walk.begin; block < walk.end; ++block) {
+          ptx::barrier_wait(full_at + 8 * stage, parity);
+          const uint32_t codes_in = codes_at + stage * T::kWeightBytes,
+                         scales_in = scales_at + stage * T::kWeightBytes;
+          const uint64_t b = ptx::operand_128b(0) + (operands_at + stage * (T::kTokenBytes / 16));
+          uint4 codes = {};
+#pragma unroll
+          for (int batch = 0; batch < kBatches; ++batch) {
+            uint32_t(&operands)[4 * kBatch] = batch % 2 == 0 ? even : odd;
+            const int half = batch * kBatch / 4;  // of the columns
+            if (batch * kBatch % 4 == 0) codes = load_shared_uint4(codes_in + 512 * half);
+            const uint32_t set = scales_in + (kScales == 2 ? kScaleBytes * half : 0);
+            const __half2 scale = __half2half2(load_shared_half(set)),
+                          scale_8 = __half2half2(load_shared_half(set + 16));
+            const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i) {
+              uint32_t decoded[4];
+              decode_word(words[(batch * kBatch + i) % 4], magic, scale, scale_8, decoded);
+#pragma unroll
+              for (int r = 0; r < 4; ++r) operands[4 * i + r] = decoded[r];
+            }
+            ptx::warpgroup_arrive();
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i) {
+              const int m = batch * kBatch + i;
+              ptx::wgmma_f16(d, operands[4 * i], operands[4 * i + 1], operands[4 * i + 2],
+                             operands[4 * i + 3], b + m / 4 * (T::kTokenBytes / 2 / 16) + m % 4 * 2);
+            }
+            ptx::warpgroup_commit();
+            // All products but these have ended: the other registers are free, and so is the last stage.
+            ptx::warpgroup_wait<1>();
+            ptx::keep_registers(batch % 2 == 0 ? odd : even);
+            if (batch == 0) release_previous(block > walk.begin);
+          }
+          if (++stage == T::kStages) {
+            stage = 0;
+            parity ^= 1;
+          }
         }
+        ptx::warpgroup_wait<0>();
+        ptx::keep_registers(odd);
+        ptx::keep_registers(d);
       }
-      ptx::warpgroup_wait<0>();
-      ptx::keep_registers(odd);
-      ptx::keep_registers(d);
       release_previous(true);
       if (a.split > 1) continue;
       if (walk.begin > 0) {
@@ -260,10 +333,14 @@ cudaError_t launch(const TileProblem& problem, int split, int multiprocessors, c
   const int blocks = static_cast<int>(shape.blocks());
   int grid = units * split, shared_units = 0;
   if (split == 1) {
-    // One round that all take part in, and what does not fill a round, are shared out; the rest in rounds.
-    const int most = multiprocessors * T::kPerMultiprocessor;
-    grid = static_cast<int>(min(int64_t{most}, max(int64_t{units} * blocks / kLeastBlocks, int64_t{1})));
-    shared_units = units % grid == 0 ? 0 : units % grid + (units > grid ? grid : 0);
+    const int64_t most = int64_t{multiprocessors} * T::kPerMultiprocessor, rounds = (units + most - 1) / most;
+    if (T::kPerMultiprocessor > 1 || (rounds * most - units) * blocks > kIdleBlocks * most) {
+      // One round that all take part in, and what does not fill a round, are shared out; the rest in rounds.
+      grid = static_cast<int>(min(most, max(int64_t{units} * blocks / kLeastBlocks, int64_t{1})));
+      shared_units = units % grid == 0 ? 0 : units % grid + (units > grid ? grid : 0);
+    } else {
+      grid = static_cast<int>((units + rounds - 1) / rounds);
+    }
     if (problem.workspace == nullptr || problem.flags == nullptr) return cudaErrorInvalidValue;
   }
   const TileArguments arguments = {.y = problem.y,
@@ -299,12 +376,12 @@ cudaError_t launch(const TileProblem& problem, int split, int multiprocessors, c
 
 using Launch = cudaError_t (*)(const TileProblem&, int split, int multiprocessors, cudaStream_t);
 
-constexpr std::array kSizes = {TileSize{128, 8},  TileSize{128, 16},  TileSize{128, 32},  TileSize{128, 64},
-                               TileSize{256, 64}, TileSize{128, 128}, TileSize{256, 128}, TileSize{128, 256}};
+constexpr std::array kSizes = {TileSize{128, 16},  TileSize{128, 32},  TileSize{128, 64}, TileSize{256, 64},
+                               TileSize{128, 128}, TileSize{256, 128}, TileSize{128, 256}};
 template <int kScales>
 constexpr std::array<Launch, kSizes.size()> kLaunches = {
-    launch<2, 8, kScales>,  launch<2, 16, kScales>,  launch<2, 32, kScales>,  launch<2, 64, kScales>,
-    launch<4, 64, kScales>, launch<2, 128, kScales>, launch<4, 128, kScales>, launch<2, 256, kScales>};
+    launch<2, 16, kScales>,  launch<2, 32, kScales>,  launch<2, 64, kScales>, launch<4, 64, kScales>,
+    launch<2, 128, kScales>, launch<4, 128, kScales>, launch<2, 256, kScales>};
 
 static_assert(kSizes.back().rows * kSizes.back().tokens == 256 * 128);
 

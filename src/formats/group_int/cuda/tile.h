@@ -1,5 +1,6 @@
-// Products of 4-bit group_int weights with any number of FP16 tokens on a Hopper GPU. Each weight is rounded
-// to F16 once (scale times u - 8), sums are FP32 in a fixed order.
+// Products of 4-bit group_int weights with any number of FP16 tokens on a Hopper GPU. Sums are FP32 in a
+// fixed order. In tiles of up to 16 tokens weights u - 8 are exact and scales are applied to a group's sums;
+// in larger ones each weight is rounded to F16 once (scale times u - 8).
 #pragma once
 
 #include <cuda.h>
@@ -15,6 +16,7 @@ namespace nibble::group_int_cuda {
 struct TileSize {
   int rows, tokens;
 };
+inline constexpr int kMostScaledSums = 16;  // tokens
 // All that are compiled.
 std::span<const TileSize> tile_sizes();
 
