@@ -76,7 +76,7 @@ class PackedLinears final : public cuda::DeviceLinear {
         cuda::check(launch_decode(problem, choice.decode, multiprocessors_, stream), kWhat);
         break;
       case Method::kFew:
-        cuda::check(launch_few(problem, choice.few, multiprocessors_, stream), what);
+        cuda::check(launch_few(problem, choice.few, multiprocessors_, stream), kWhat);
         break;
       case Method::kTile:
         cuda::check(launch_tile({.weights = weights_.as<uint8_t>(),
