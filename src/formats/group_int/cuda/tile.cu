@@ -23,7 +23,8 @@ constexpr int kSwizzledColumns = 64;     // of a tensor map's box: 128 bytes
 constexpr int kSharedPerBlock = 232448;  // the most a block may have
 constexpr int kSharedPerMultiprocessor = 233472, kSharedReserve = 1024;
 // Where one block of threads fills a multiprocessor, handing sums over costs as much as this many blocks of
-// columns; it is not worth it for shorter waits in the last round (bench/results/h100/w4a16_sweep.txt).
+// columns, by the difference between plans with and without on an H100: it is not worth it for shorter waits
+// in the last round.
 constexpr int kIdleBlocks = 11;
 constexpr int kLeastBlocks = 3;  // of columns that are worth a block of threads of their own
 
