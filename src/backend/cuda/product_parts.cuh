@@ -81,24 +81,6 @@ __device__ inline void load_nibbles(uint32_t (&a)[16], uint32_t from) {
   }
 }
 
-// The same as bytes of q: three to four operations a word more, where what follows is cheaper for it.
-__device__ inline uint32_t extend_nibbles(uint32_t word) {
-  // 0x80 + (q + 8) in every byte, so that nothing is borrowed from the next one.
-  return (((word & 0x0F0F0F0Fu) ^ 0x88888888u) - 0x08080808u) ^ 0x80808080u;
-}
-__device__ inline void load_extended_nibbles(uint32_t (&a)[16], uint32_t from) {
-#pragma unroll
-  for (int v = 0; v < 2; ++v) {
-    const uint4 words = ptx::load_shared(from + 512 * v);
-    const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      a[8 * v + 2 * p] = extend_nibbles(pairs[p]);
-      a[8 * v + 2 * p + 1] = extend_nibbles(pairs[p] >> 4);
-    }
-  }
-}
-
 // Tells the producers of the kShare blocks that share tokens that this warpgroup is done with a stage, whose
 // barrier lies at `empty` in each of them.
 template <int kShare>

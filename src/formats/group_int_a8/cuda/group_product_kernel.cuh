@@ -1,8 +1,8 @@
 // The product of a prompt with group scales; one .cu per kind of scale instantiates it. Weights are the
 // products' first operand: 128 outputs times up to 128 tokens per block. A block is a warpgroup of which one
 // thread keeps a ring of tiles filled through the copy engine, and two that multiply 64 outputs each: 4-bit
-// codes go from the ring to registers and become bytes 16 q there (q, where scales are integers), then s8
-// x s8 in INT32 over the columns of one group.
+// codes go from the ring to registers and become bytes 16 q there, then s8 x s8 in INT32 over the columns of
+// one group.
 //
 // A group's sums must be scaled and added up before the next group's can take their registers. So a warpgroup
 // halves its tokens: while the tensor cores multiply one half, it scales the other half's last group.
@@ -37,8 +37,6 @@ struct GroupProductKernel {
                                                kScale == GroupScale::kFloat ? 4 : 2};
   static constexpr int kStages = kSizes.stages(), kOwn = kSizes.own_tokens(), kCluster = kShare * kSplit;
   static constexpr int kHalf = kTokens / 2, kUnits = 4 / kGroupSteps;  // groups in a block of columns
-  // Weights as bytes q save a shift per sum. Those that exchange sums have no registers left for it.
-  static constexpr bool kExtended = kIntegers && kSplit == 1;
   // With smaller groups scaling takes longer than the products, and waiting for a turn only holds it up.
   static constexpr bool kTurns = kUnits == 1;
   static_assert(kShare == 1 || kSplit == 1);
@@ -154,9 +152,8 @@ struct GroupProductKernel {
     return scales;
   }
 
-  // Adds a group's sums times its scales to half of the totals. Conversions and FP32 arithmetic get about 0.6
-  // of their rate while products run, and FP32 arithmetic slows the products too; integer arithmetic does
-  // not.
+  // Adds a group's sums, of 16 q, times its scales to half of the totals. While products run this gets about
+  // 0.6 of its own rate, and slows the products by 6 % (of 128 tokens) or 21 % (of 64); docs/kernels.md.
   template <int kFirst>
   __device__ static void accumulate(int32_t (&total)[kTokens / 2], const int32_t (&sums)[kHalf / 2],
                                     const Scales& scales) {
@@ -165,7 +162,7 @@ struct GroupProductKernel {
       int32_t& to = total[kFirst + i];
       const int32_t scale = scales.of[i % 4 / 2];
       if constexpr (kIntegers) {
-        to += scale * (kExtended ? sums[i] : sums[i] >> 4);
+        to += scale * (sums[i] >> 4);
       } else {
         to = __float_as_int(fmaf(__int_as_float(scale), static_cast<float>(sums[i]), __int_as_float(to)));
       }
@@ -198,12 +195,8 @@ struct GroupProductKernel {
   };
   __device__ static void load(const Block& b, const Lane& lane, int stage, Loaded& to) {
     const int tile = 4 * lane.group + lane.warp;
-    const uint32_t weights = b.weights(stage) + tile * kSizes.weight_box() + 16 * (lane.thread % 32);
-    if constexpr (kExtended) {
-      products::load_extended_nibbles(to.weights.a, weights);
-    } else {
-      products::load_nibbles(to.weights.a, weights);
-    }
+    products::load_nibbles(to.weights.a,
+                           b.weights(stage) + tile * kSizes.weight_box() + 16 * (lane.thread % 32));
     const uint32_t scales = b.scales(stage) + tile * kSizes.scale_box() + kSizes.scale_bytes * lane.g;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) to.scales[u] = load_scales(scales + u * 16 * kSizes.scale_bytes);
@@ -307,7 +300,7 @@ struct GroupProductKernel {
     for (int i = 0; i < 2; ++i) {
       const bool inside = output + 8 * i < a.n;
       // Volatile: ptxas would else load them where they are used, after the products, and wait there.
-      rows.scale[i] = 0.0625f;  // the sums are of 16 q, but for multipliers
+      rows.scale[i] = 0.0625f;  // the sums are of 16 q
       if (kIntegers) {
         rows.scale[i] = inside ? *static_cast<const volatile float*>(a.row_scales + output + 8 * i) : 0.0f;
       }
