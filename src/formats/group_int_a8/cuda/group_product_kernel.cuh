@@ -37,6 +37,8 @@ struct GroupProductKernel {
                                                kScale == GroupScale::kFloat ? 4 : 2};
   static constexpr int kStages = kSizes.stages(), kOwn = kSizes.own_tokens(), kCluster = kShare * kSplit;
   static constexpr int kHalf = kTokens / 2, kUnits = 4 / kGroupSteps;  // groups in a block of columns
+  // With smaller groups scaling takes longer than the products, and waiting for a turn only holds it up.
+  static constexpr bool kTurns = kUnits == 1;
   static_assert(kShare == 1 || kSplit == 1);
   static_assert(kStages >= 4 && kSizes.chunk() * 3 % 1024 == 0 && kOwn % kSizes.chunk_tokens() == 0);
 
@@ -150,7 +152,8 @@ struct GroupProductKernel {
     return scales;
   }
 
-  // Adds a group's sums, of 16 q, times its scales to half of the totals.
+  // Adds a group's sums, of 16 q, times its scales to half of the totals. While products run this gets about
+  // 0.6 of its own rate, and slows the products by 6 % (of 128 tokens) or 21 % (of 64); docs/kernels.md.
   template <int kFirst>
   __device__ static void accumulate(int32_t (&total)[kTokens / 2], const int32_t (&sums)[kHalf / 2],
                                     const Scales& scales) {
@@ -205,10 +208,10 @@ struct GroupProductKernel {
   // The warpgroups start their products in turns, so that one's are under way while the other has none. Left
   // alone they keep in step, and the tensor cores wait for both at the same time.
   __device__ static void await_turn(const Lane& lane) {
-    ptx::named_barrier(kTurnBarrier + lane.group, 128 * kConsumers);
+    if constexpr (kTurns) ptx::named_barrier(kTurnBarrier + lane.group, 128 * kConsumers);
   }
   __device__ static void give_turn(const Lane& lane) {
-    products::named_barrier_arrive(kTurnBarrier + 1 - lane.group, 128 * kConsumers);
+    if constexpr (kTurns) products::named_barrier_arrive(kTurnBarrier + 1 - lane.group, 128 * kConsumers);
   }
 
   // Adds the next one or two blocks to the totals. Nothing stays in flight behind it, and both blocks are
@@ -371,7 +374,14 @@ struct GroupProductKernel {
   }
 
   __device__ static void run(const GroupProductArguments& a, uint8_t* dynamic, Barriers& barriers) {
-    const uint32_t base = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
+    // Held in registers: ptxas would else find a barrier's address anew, from the block's place in its
+    // cluster, each time that a warpgroup waits at it. (Those that exchange sums have no registers left.)
+    const auto address_of = [](const void* pointer) {
+      uint32_t address = ptx::shared_address(pointer);
+      if constexpr (kSplit == 1) asm volatile("" : "+r"(address));
+      return address;
+    };
+    const uint32_t base = (address_of(dynamic) + 1023) / 1024 * 1024;
     const uint32_t staging = base + kStages * (kSizes.weights() + kSizes.codes());
     const uint32_t slices = staging + kConsumers * 3 * kSizes.chunk();
     const uint32_t group_scales = slices + kConsumers * (kSplit - 1) * kSizes.slice();
@@ -385,11 +395,11 @@ struct GroupProductKernel {
                      staging,
                      slices,
                      token_scales,
-                     ptx::shared_address(barriers.full),
-                     ptx::shared_address(barriers.empty),
-                     ptx::shared_address(barriers.scales_full),
-                     ptx::shared_address(barriers.scales_empty),
-                     ptx::shared_address(barriers.slices),
+                     address_of(barriers.full),
+                     address_of(barriers.empty),
+                     address_of(barriers.scales_full),
+                     address_of(barriers.scales_empty),
+                     address_of(barriers.slices),
                      rank,
                      (a.tokens + kTokens - 1) / kTokens,
                      (a.n + kShare * kTileOutputs - 1) / (kShare * kTileOutputs),
