@@ -264,7 +264,7 @@ std::vector<Choice> all_choices(int tokens, const Linear& linear) {
   }
   if (tokens <= group_int_cuda::kMaximumFewTokens) {
     const group_int_cuda::DecodeProblem problem = {.n = linear.n, .k = linear.k, .tokens = tokens};
-    for (const int split : {1, 2, 4, 8}) {
+    for (const int split : {2, 4, 8}) {
       if (group_int_cuda::few_fits(problem, {split}))
         made.push_back({.method = Method::kFew, .few = {split}});
     }

@@ -69,7 +69,7 @@ FewPlan few_plan(const DecodeProblem& problem, int multiprocessors) {
             tiles = ceil_divide(problem.n, static_cast<int>(kBlockRows));
   FewPlan best = {.split = 0};
   double least = 0;
-  for (const int split : {1, 2, 4, 8}) {
+  for (const int split : {2, 4, 8}) {
     if (!few_fits(problem, {split})) continue;
     const int rounds = ceil_divide(tiles, few_clusters(split, multiprocessors) * kFewWarps);
     const double cost = rounds * (ceil_divide(blocks, split) + kFewTileBlocks);

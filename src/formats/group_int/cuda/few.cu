@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ Barriers barriers;
   const uint32_t tokens_at = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const int rank = a.split == 1 ? 0 : static_cast<int>(ptx::cluster_rank());
+  const int rank = static_cast<int>(ptx::cluster_rank());
   const int cluster = blockIdx.x / a.split;
   const int first = a.blocks * rank / a.split, count = a.blocks * (rank + 1) / a.split - first;
   const int owned = pairs_per_owner<kTokens>(a.split), owners = kPairs<kTokens> / owned;
@@ -365,7 +365,7 @@ bool few_fits(const DecodeProblem& problem, const FewPlan& plan) {
 
 cudaError_t launch_few(const DecodeProblem& problem, const FewPlan& plan, int multiprocessors,
                        cudaStream_t stream) {
-  const bool known = plan.split == 1 || plan.split == 2 || plan.split == 4 || plan.split == 8;
+  const bool known = plan.split == 2 || plan.split == 4 || plan.split == 8;
   if (!known || problem.k % 8 != 0 || problem.tokens < 1 || problem.tokens > kMaximumFewTokens ||
       !few_fits(problem, plan)) {
     return cudaErrorInvalidValue;

@@ -14,7 +14,7 @@ inline constexpr int kFewWarps = 12;  // of a block of threads
 
 // The bits depend on it.
 struct FewPlan {
-  int split = 4;  // blocks of a cluster, which share the columns: 1, 2, 4 or 8
+  int split = 4;  // blocks of a cluster, which share the columns: 2, 4 or 8
 };
 
 // Whether a block's share of the tokens fits into its shared memory.
