@@ -88,7 +88,7 @@ Generation generate(const Engine& engine, std::span<const int32_t> prompt_ids, c
   double prompt_done = started;
   // A GPU ranks the logits itself where a few of them decide.
   const auto next_after = [&](std::span<const int32_t> ids) {
-    const std::optional<size_t> needed = sampler.ranked_needed(result.output_ids);
+    const std::optional<size_t> needed = sampler.ranked_needed(result.output_ids.size());
     if (needed && session.ranks(*needed))
       return sampler.sample_ranked(session.append_ranked(ids, *needed), result.output_ids);
     return sampler.sample(session.append(ids), result.output_ids);

@@ -110,10 +110,8 @@ int32_t most_likely(std::span<const float> logits) {
 
 std::vector<int32_t> Sampler::penalized(std::span<const int32_t> history) const {
   if (settings_.repeat_penalty == 1.0) return {};
-  size_t looked_back = history.size();
-  if (settings_.repeat_last >= 0)
-    looked_back = std::min<size_t>(looked_back, static_cast<size_t>(settings_.repeat_last));
-  std::vector<int32_t> recent(history.end() - static_cast<std::ptrdiff_t>(looked_back), history.end());
+  const auto last = history.last(looked_back(history.size()));
+  std::vector<int32_t> recent(last.begin(), last.end());
   std::sort(recent.begin(), recent.end());
   recent.erase(std::unique(recent.begin(), recent.end()), recent.end());
   return recent;
@@ -144,11 +142,16 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
   return draw();
 }
 
-std::optional<size_t> Sampler::ranked_needed(std::span<const int32_t> history) const {
+std::optional<size_t> Sampler::ranked_needed(size_t history) const {
   const bool greedy = settings_.temperature == 0;
   if (settings_.repeat_penalty < 1.0 || (!greedy && settings_.top_k == 0)) return std::nullopt;
+  const size_t wanted = greedy ? 1 : static_cast<size_t>(settings_.top_k);
   // A penalty only lowers tokens: as many others may take their places.
-  return (greedy ? 1 : static_cast<size_t>(settings_.top_k)) + penalized(history).size();
+  return settings_.repeat_penalty == 1.0 ? wanted : wanted + looked_back(history);
+}
+
+size_t Sampler::looked_back(size_t history) const {
+  return settings_.repeat_last < 0 ? history : std::min(history, static_cast<size_t>(settings_.repeat_last));
 }
 
 int32_t Sampler::sample_ranked(std::span<const RankedLogit> best, std::span<const int32_t> history) {

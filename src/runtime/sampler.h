@@ -67,9 +67,9 @@ class Sampler {
   // [vocabulary]. Throws Error when a logit is NaN or none is finite.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
 
-  // How many of the best logits decide what sample() draws next; nothing where all of them do (no top-k, or a
-  // penalty below 1, which lifts tokens).
-  std::optional<size_t> ranked_needed(std::span<const int32_t> history) const;
+  // How many of the best logits are enough to draw what sample() would behind a history of so many tokens;
+  // nothing where all of them count (no top-k, or a penalty below 1, which lifts tokens).
+  std::optional<size_t> ranked_needed(size_t history) const;
   // sample() from the ranked_needed() best logits of a vocabulary (all of a smaller one), best first: the
   // same token.
   int32_t sample_ranked(std::span<const RankedLogit> best, std::span<const int32_t> history);
@@ -77,7 +77,8 @@ class Sampler {
   const SamplerSettings& settings() const { return settings_; }
 
  private:
-  // The distinct tokens that the penalty is for, in order.
+  // Of a history of so many tokens, those that the penalty is for; and the distinct ones, in order.
+  size_t looked_back(size_t history) const;
   std::vector<int32_t> penalized(std::span<const int32_t> history) const;
   float after_penalty(float logit) const;
   int32_t draw();

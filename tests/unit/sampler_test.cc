@@ -192,7 +192,7 @@ TEST(Sampler, TheBestLogitsDecideWhatAllOfThemDo) {
       std::vector<RankedLogit> best;
       for (size_t i = 0; i < vocabulary; ++i) best.emplace_back(logits[i], static_cast<int32_t>(i));
       std::sort(best.begin(), best.end(), ranks_before);
-      const std::optional<size_t> needed = ranked.ranked_needed(history);
+      const std::optional<size_t> needed = ranked.ranked_needed(history.size());
       ASSERT_TRUE(needed);
       best.resize(std::min(*needed, vocabulary));
       const int32_t expected = whole.sample(logits, history);
@@ -200,10 +200,10 @@ TEST(Sampler, TheBestLogitsDecideWhatAllOfThemDo) {
       history.push_back(expected);
     }
   }
-  EXPECT_FALSE(Sampler(plain()).ranked_needed({}));
+  EXPECT_FALSE(Sampler(plain()).ranked_needed(0));
   SamplerSettings lifting = all[0];
   lifting.repeat_penalty = 0.9;
-  EXPECT_FALSE(Sampler(lifting).ranked_needed({}));
+  EXPECT_FALSE(Sampler(lifting).ranked_needed(0));
   Sampler sampler(all[0]);
   EXPECT_THROW(sampler.sample_ranked(std::vector<RankedLogit>{{NAN, 1}, {2.0f, 0}}, {}), Error);
   EXPECT_THROW(sampler.sample_ranked({}, {}), Error);

@@ -21,16 +21,6 @@ __device__ inline void keep_registers(float (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-__device__ inline void wgmma_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                 uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {"
-      "%0, %1, %2, %3}, "
-      "{%4, %5, %6, %7}, %8, 1, 1, 1, 0;"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
-}
-
 __device__ inline void wgmma_f16(float (&d)[8], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                  uint64_t b) {
   asm volatile(
@@ -42,16 +32,6 @@ __device__ inline void wgmma_f16(float (&d)[8], uint32_t a0, uint32_t a1, uint32
 }
 
 // The same with d = a b^T: what d was does not count.
-__device__ inline void wgmma_f16_first(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                       uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {"
-      "%0, %1, %2, %3}, "
-      "{%4, %5, %6, %7}, %8, 0, 1, 1, 0;"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
-}
-
 __device__ inline void wgmma_f16_first(float (&d)[8], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                        uint64_t b) {
   asm volatile(

@@ -43,18 +43,6 @@ struct Barriers {
   uint64_t arrived[kWarps], freed[kWarps];
 };
 
-__device__ inline uint4 load_shared_uint4(uint32_t address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address));
-  return v;
-}
-__device__ inline float load_shared_half(uint32_t address) {
-  unsigned short v;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
-  return __half2float(__ushort_as_half(v));
-}
 __device__ inline float2 load_shared_float2(uint32_t address) {
   float2 v;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
@@ -70,12 +58,10 @@ __device__ inline void load_matrices(uint32_t (&r)[4], uint32_t address) {
                : "r"(address));
 }
 
-template <int kTokens>
-constexpr int kPairs = kTokens / 4;  // of sums, per lane
+__host__ __device__ constexpr int sum_pairs(int tokens) { return tokens / 4; }  // per lane
 // How many of them a block of the cluster adds up; with more blocks than pairs some have none.
-template <int kTokens>
-__host__ __device__ constexpr int pairs_per_owner(int split) {
-  return split < kPairs<kTokens> ? kPairs<kTokens> / split : 1;
+__host__ __device__ constexpr int pairs_per_owner(int tokens, int split) {
+  return split < sum_pairs(tokens) ? sum_pairs(tokens) / split : 1;
 }
 
 // A block of 16 rows by 128 columns times the tokens, added to d. `codes` and `scales` are the lane's
@@ -87,7 +73,7 @@ __device__ inline void multiply(float (&d)[kTokens / 8][4], uint32_t codes, uint
   const uint4 half[2] = {load_shared_uint4(codes), load_shared_uint4(codes + 512)};
   float scale[2 * kScales];
 #pragma unroll
-  for (int i = 0; i < 2 * kScales; ++i) scale[i] = load_shared_half(scales + 16 * i);
+  for (int i = 0; i < 2 * kScales; ++i) scale[i] = __half2float(load_shared_half(scales + 16 * i));
   // Chains of products, of 64 columns each where there are two: one alone would wait for itself.
   constexpr int kChains = kScales == 2 || kTokenTiles == 1 ? 2 : 1;
   float sums[kChains][kTokenTiles][4] = {};
@@ -143,10 +129,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int rank = static_cast<int>(ptx::cluster_rank());
   const int cluster = blockIdx.x / a.split;
   const int first = a.blocks * rank / a.split, count = a.blocks * (rank + 1) / a.split - first;
-  const int owned = pairs_per_owner<kTokens>(a.split), owners = kPairs<kTokens> / owned;
+  const int owned = pairs_per_owner(kTokens, a.split), owners = sum_pairs(kTokens) / owned;
   const int stage_bytes = a.stage_blocks * kBlockBytes;
   const uint32_t arriving = a.split * owned * kPairBytes;
-  constexpr int kSentBytes = kPairs<kTokens> * kPairBytes;
+  constexpr int kSentBytes = sum_pairs(kTokens) * kPairBytes;
   const uint32_t sent = tokens_at + a.received + warp * (kSentBytes + arriving), received = sent + kSentBytes,
                  ring = tokens_at + a.ring + warp * a.stages * stage_bytes;
   const uint32_t full = ptx::shared_address(barriers.full[warp]),
@@ -264,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (turn == 0) ptx::cluster_wait();
     ptx::barrier_wait(freed, (turn + 1) % 2);
 #pragma unroll
-    for (int pair = 0; pair < kPairs<kTokens>; ++pair) {
+    for (int pair = 0; pair < sum_pairs(kTokens); ++pair) {
       store_shared_float2(sent + pair * kPairBytes + lane * 8, d[pair / 2][pair % 2 * 2],
                           d[pair / 2][pair % 2 * 2 + 1]);
     }
@@ -293,10 +279,10 @@ struct Layout {
 // `tokens` is 8 or 16.
 Layout layout_of(const DecodeShape& shape, int tokens, int split) {
   const int held = (static_cast<int>(shape.blocks()) + split - 1) / split;
-  const int pairs = tokens / 4, owned = split < pairs ? pairs / split : 1;
   Layout layout = {};
   layout.received = held * tokens * kColumns * 2;
-  layout.ring = layout.received + kWarps * (pairs + split * owned) * kPairBytes;
+  layout.ring =
+      layout.received + kWarps * (sum_pairs(tokens) + split * pairs_per_owner(tokens, split)) * kPairBytes;
   if (held > kMaximumBlocks) return layout;
   const int left =
       kSharedPerBlock - kStaticShared - 1024 - layout.ring;  // the tokens start at a multiple of 1024

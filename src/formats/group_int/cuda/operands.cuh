@@ -10,6 +10,20 @@ namespace nibble::group_int_cuda {
 __device__ inline __half2 as_half2(uint32_t bits) { return reinterpret_cast<const __half2&>(bits); }
 __device__ inline uint32_t as_bits(__half2 value) { return reinterpret_cast<const uint32_t&>(value); }
 
+// Of the ring in shared memory, by its address there.
+__device__ inline uint4 load_shared_uint4(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address));
+  return v;
+}
+__device__ inline __half load_shared_half(uint32_t address) {
+  unsigned short v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
+  return __ushort_as_half(v);
+}
+
 // (bits & mask) | magic as one instruction: the compiler makes two of it where both are constants.
 template <uint32_t kMask>
 __device__ inline uint32_t masked_or(uint32_t bits, uint32_t magic) {

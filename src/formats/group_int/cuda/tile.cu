@@ -58,19 +58,6 @@ struct Tile {
   static_assert(kTokens * (kRows + kPadding) * 4 <= kStages * kStageBytes);
 };
 
-__device__ inline uint4 load_shared_uint4(uint32_t address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address));
-  return v;
-}
-__device__ inline __half load_shared_half(uint32_t address) {
-  unsigned short v;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
-  return __ushort_as_half(v);
-}
-
 template <typename T>
 struct Producer {
   const CUtensorMap &weights, &x;
