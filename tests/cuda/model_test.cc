@@ -74,19 +74,25 @@ TEST_F(DeviceModelTest, AgreesInSixteenBits) {
   expect_agreement(kFixtures + "/qwen3", false);
 }
 
+// llama_outliers with its own calibration, in `folder`.
+std::filesystem::path quantized_outliers(const testing::TemporaryFolder& folder, const char* recipe) {
+  const std::string source = kFixtures + "/llama_outliers";
+  const std::filesystem::path output = folder.path() / recipe;
+  quantize({.model = source,
+            .output = output,
+            .recipe = recipe,
+            .calibration_ids = source + "/calibration_ids.safetensors",
+            .embedding_bits = 16});
+  return output;
+}
+
 class QuantizedDeviceModel : public DeviceModelTest, public ::testing::WithParamInterface<const char*> {};
 
 TEST_P(QuantizedDeviceModel, Agrees) {
   const testing::TemporaryFolder folder;
-  const std::string source = kFixtures + "/llama_outliers";
-  quantize({.model = source,
-            .output = folder.path() / GetParam(),
-            .recipe = GetParam(),
-            .calibration_ids = source + "/calibration_ids.safetensors",
-            .embedding_bits = 16});
+  const auto model = quantized_outliers(folder, GetParam());
   // Names of recipes with 16-bit activations say so.
-  expect_agreement(folder.path() / GetParam(),
-                   std::string_view(GetParam()).find("a16") == std::string_view::npos);
+  expect_agreement(model, std::string_view(GetParam()).find("a16") == std::string_view::npos);
 }
 
 INSTANTIATE_TEST_SUITE_P(Recipes, QuantizedDeviceModel,
@@ -105,16 +111,11 @@ class PortableKernels : public DeviceModelTest, public ::testing::WithParamInter
 TEST_P(PortableKernels, Agree) {
   const auto [kernel, recipe] = GetParam();
   const testing::TemporaryFolder folder;
-  const std::string source = kFixtures + "/llama_outliers";
-  quantize({.model = source,
-            .output = folder.path() / recipe,
-            .recipe = recipe,
-            .calibration_ids = source + "/calibration_ids.safetensors",
-            .embedding_bits = 16});
-  const auto cpu = Engine::open(folder.path() / recipe, pool());
-  const auto hopper = Engine::open(folder.path() / recipe, pool(), 0, {.gpu = 0});
+  const auto model = quantized_outliers(folder, recipe);
+  const auto cpu = Engine::open(model, pool());
+  const auto hopper = Engine::open(model, pool(), 0, {.gpu = 0});
   setenv("NIBBLE_KERNEL", kernel, 1);
-  const auto forced = Engine::open(folder.path() / recipe, pool(), 0, {.gpu = 0});
+  const auto forced = Engine::open(model, pool(), 0, {.gpu = 0});
   unsetenv("NIBBLE_KERNEL");
   EXPECT_EQ(forced->device()->linears().front().kernel, kernel);
   const ScoringWindows windows = windows_of(*cpu, 200, 24);
