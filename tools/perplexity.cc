@@ -86,9 +86,10 @@ int measure(const PerplexityCommand& options, const CommonOptions& common) {
   }
   write_output(format_text("perplexity      {}\n", with_error(result.perplexity, result.perplexity_stderr)));
   if (result.has_reference) {
-    write_output(format_text(
-        "perplexity rise {} %\n",
-        with_error(100 * std::expm1(result.log_perplexity_ratio), 100 * result.log_perplexity_ratio_stderr)));
+    const double ratio = std::exp(result.log_perplexity_ratio);
+    write_output(
+        format_text("perplexity rise {} %\n",
+                    with_error(100 * (ratio - 1), 100 * ratio * result.log_perplexity_ratio_stderr)));
     write_output(format_text("KL divergence   {} nats from {}\n",
                              with_error(result.kl_divergence, result.kl_stderr), options.reference.string()));
     write_output(format_text("top-1 agreement {} %\n",
