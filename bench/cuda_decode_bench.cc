@@ -1,12 +1,13 @@
 // 4-bit weights times FP16 tokens on the GPU, beside cuBLASLt's best FP16 product of the same shapes.
 //
-//   cuda_decode_bench [--models 7b,13b,70b,8b] [--tokens 1,2,4] [--sweep]
+//   cuda_decode_bench [--models 7b,13b,70b,8b] [--tokens 1,2,4] [--sweep] [--load 2]
 //
 // The four linears of a decoder block (q|k|v, o, gate|up, down) run one after another in a graph over several
 // copies of the weights, so that none is still in the L2 when its turn comes again. Random data; medians.
 // Prints for each model the time of one block's linears, the ratio to FP16 in the same run, and the share of
-// the read bandwidth measured first. --sweep times each linear by itself with every plan instead: what the
-// table in choose.cc is made from.
+// the read bandwidth measured first. Each graph runs for --load seconds before it is timed, because at the
+// power limit every load has a clock of its own. --sweep times each linear by itself with every plan instead,
+// without such a load unless one is asked for: what the table in choose.cc is made from.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -116,17 +117,25 @@ struct Tokens {
   }
 };
 
-// Median time of one pass over the linears; `seconds` a first guess, by which samples are chosen.
-double time_passes(const cuda::Stream& stream, int copies, bool quick, const std::function<void()>& enqueue) {
+struct Timing {
+  int samples;
+  double seconds;       // of all samples, about
+  double load_seconds;  // that a graph runs before
+};
+constexpr Timing kCareful = {.samples = 15, .seconds = 60e-3, .load_seconds = 2};
+constexpr Timing kQuick = {.samples = 3, .seconds = 3e-3, .load_seconds = 0};
+
+// Median time of one pass over the linears.
+double time_passes(const cuda::Stream& stream, int copies, const Timing& timing,
+                   const std::function<void()>& enqueue) {
   const cuda::Graph graph(stream, enqueue);
   const double once = cuda::median_seconds(graph, stream, 1, 1);
-  const double budget = quick ? 3e-3 : 60e-3;
-  const int samples = quick ? 3 : 15;
-  const int replays = std::clamp(static_cast<int>(budget / once / samples), 1, 20);
-  return cuda::median_seconds(graph, stream, once > 2e-2 ? 3 : samples, replays) / copies;
+  const int replays = std::clamp(static_cast<int>(timing.seconds / once / timing.samples), 1, 20);
+  return cuda::median_seconds(graph, stream, once > 2e-2 ? 3 : timing.samples, replays, timing.load_seconds) /
+         copies;
 }
 
-double time_half(const std::vector<Linear>& linears, int tokens, bool quick, Pool& pool,
+double time_half(const std::vector<Linear>& linears, int tokens, const Timing& timing, Pool& pool,
                  const cuda::Stream& stream) {
   const Tokens operands(linears, tokens, stream);
   size_t bytes = 0;
@@ -139,7 +148,7 @@ double time_half(const std::vector<Linear>& linears, int tokens, bool quick, Poo
                           pool.half(linears[i]), operands.y[i].as<__half>(), stream.get());
   }
   pool.restart();
-  return time_passes(stream, copies, quick, [&] {
+  return time_passes(stream, copies, timing, [&] {
     for (int copy = 0; copy < copies; ++copy) {
       for (size_t i = 0; i < linears.size(); ++i) {
         products[i].enqueue(operands.x[i].as<__half>(), pool.half(linears[i]), operands.y[i].as<__half>(),
@@ -237,17 +246,17 @@ class Product {
 };
 
 double time_packed(const std::vector<Linear>& linears, int tokens, const std::vector<Choice>& choices,
-                   bool quick, Pool& pool, const Scratch& scratch, const cuda::Device& device,
+                   const Timing& timing, Pool& pool, const Scratch& scratch, const cuda::Device& device,
                    const cuda::Stream& stream) {
   const Tokens operands(linears, tokens, stream);
-  const int copies = static_cast<int>(kRotatedBytes / packed_bytes(linears) / (quick ? 2 : 1)) + 1;
+  const int copies = static_cast<int>(kRotatedBytes / packed_bytes(linears)) + 1;
   std::vector<Product> products;
   for (size_t i = 0; i < linears.size(); ++i) {
     products.emplace_back(linears[i], tokens, choices[i], operands.x[i], operands.y[i], scratch, device,
                           stream);
   }
   pool.restart();
-  return time_passes(stream, copies, quick, [&] {
+  return time_passes(stream, copies, timing, [&] {
     for (int copy = 0; copy < copies; ++copy) {
       for (size_t i = 0; i < linears.size(); ++i) products[i].enqueue(pool.packed(linears[i]), stream);
     }
@@ -270,27 +279,30 @@ std::vector<Choice> all_choices(int tokens, const Linear& linear) {
     }
   }
   for (const group_int_cuda::TileSize& size : group_int_cuda::tile_sizes()) {
-    if (size.tokens < std::min(tokens, 128) / (tokens > 16 ? 2 : 1) ||
+    if (size.tokens < std::min(tokens, 256) / (tokens > 16 ? 2 : 1) ||
         (size.tokens > 16 && size.tokens >= 2 * tokens))
       continue;
     const int units = (linear.n + size.rows - 1) / size.rows * ((tokens + size.tokens - 1) / size.tokens);
     for (const int split : {1, 2, 3, 4, 6, 8}) {
-      if (split > 1 && units * split > 132 * 4) continue;
+      if (split > 1 && 2 * units * split > 132 * (tokens < 256 ? 8 : 3)) continue;
       made.push_back({.method = Method::kTile, .tile = {.size = size, .split = split}});
+    }
+    if (group_int_cuda::can_share_tokens(size)) {
+      made.push_back({.method = Method::kTile, .tile = {.size = size, .split = 1, .share = 2}});
     }
   }
   if (tokens >= 1024) made.push_back({.method = Method::kExpand});
   return made;
 }
 
-void sweep(const std::vector<const Block*>& models, const std::vector<int>& token_counts, Pool& pool,
-           const cuda::Device& device, const cuda::Stream& stream) {
+void sweep(const std::vector<const Block*>& models, const std::vector<int>& token_counts,
+           const Timing& timing, Pool& pool, const cuda::Device& device, const cuda::Stream& stream) {
   std::printf("us of one linear alone; x: times FP16 in the same run\n%6s %6s %6s %9s %9s %6s  %s\n", "n",
               "k", "tokens", "FP16", "W4A16", "x", "plan");
   for (const Block* const block : models) {
     for (const Linear& linear : block->linears) {
       for (const int tokens : token_counts) {
-        const double half = time_half({linear}, tokens, true, pool, stream);
+        const double half = time_half({linear}, tokens, timing, pool, stream);
         for (const Choice& choice : all_choices(tokens, linear)) {
           std::vector<size_t> slices = {size_t{64} << 20};
           if (choice.method == Method::kExpand) slices = {size_t{64} << 20, size_t{256} << 20};
@@ -298,7 +310,7 @@ void sweep(const std::vector<const Block*>& models, const std::vector<int>& toke
             const Scratch scratch(choice.method == Method::kExpand ? bytes : 16, device);
             try {
               const double seconds =
-                  time_packed({linear}, tokens, {choice}, true, pool, scratch, device, stream);
+                  time_packed({linear}, tokens, {choice}, timing, pool, scratch, device, stream);
               std::printf(
                   "%6d %6d %6d %9.2f %9.2f %6.2f  %s%s\n", linear.n, linear.k, tokens, 1e6 * half,
                   1e6 * seconds, half / seconds, choice.describe().c_str(),
@@ -315,15 +327,17 @@ void sweep(const std::vector<const Block*>& models, const std::vector<int>& toke
   }
 }
 
-void table(const std::vector<const Block*>& models, const std::vector<int>& token_counts, double bandwidth,
-           Pool& pool, const cuda::Device& device, const cuda::Stream& stream) {
-  std::printf("four linears in one graph, weights rotated, random data, medians\n\n");
+void table(const std::vector<const Block*>& models, const std::vector<int>& token_counts,
+           const Timing& timing, double bandwidth, Pool& pool, const cuda::Device& device,
+           const cuda::Stream& stream) {
+  std::printf("four linears in one graph, weights rotated, random data, medians after %.1f s of the same\n\n",
+              timing.load_seconds);
   std::printf("%-12s %6s %10s %10s %8s %8s %9s  %s\n", "model", "tokens", "FP16 us", "W4A16 us", "x FP16",
               "TB/s", "of read", "kernels");
   const Scratch scratch(kSliceBytes, device);
   for (const Block* const block : models) {
     for (const int tokens : token_counts) {
-      const double half = time_half(block->linears, tokens, false, pool, stream);
+      const double half = time_half(block->linears, tokens, timing, pool, stream);
       std::vector<Choice> choices;
       std::string names;
       for (const Linear& linear : block->linears) {
@@ -332,7 +346,7 @@ void table(const std::vector<const Block*>& models, const std::vector<int>& toke
         if (names.find(name) == std::string::npos) names += (names.empty() ? "" : "; ") + name;
       }
       const double seconds =
-          time_packed(block->linears, tokens, choices, false, pool, scratch, device, stream);
+          time_packed(block->linears, tokens, choices, timing, pool, scratch, device, stream);
       const double rate = static_cast<double>(packed_bytes(block->linears)) / seconds;
       std::printf("%-12s %6d %10.1f %10.1f %8.2f %8.2f %7.0f %%  %s\n", block->name, tokens, 1e6 * half,
                   1e6 * seconds, half / seconds, 1e-12 * rate, 100 * rate / bandwidth, names.c_str());
@@ -341,7 +355,8 @@ void table(const std::vector<const Block*>& models, const std::vector<int>& toke
   }
 }
 
-int run(const std::vector<const Block*>& models, const std::vector<int>& token_counts, bool sweeping) {
+int run(const std::vector<const Block*>& models, const std::vector<int>& token_counts, bool sweeping,
+        const Timing& timing) {
   const cuda::Device device = cuda::open_device(0);
   const cuda::Stream stream;
   const double bandwidth = read_bandwidth(device, stream);
@@ -357,9 +372,9 @@ int run(const std::vector<const Block*>& models, const std::vector<int>& token_c
   }
   Pool pool(half, packed, stream);
   if (sweeping) {
-    sweep(models, token_counts, pool, device, stream);
+    sweep(models, token_counts, timing, pool, device, stream);
   } else {
-    table(models, token_counts, bandwidth, pool, device, stream);
+    table(models, token_counts, timing, bandwidth, pool, device, stream);
   }
   return 0;
 }
@@ -383,6 +398,7 @@ int main(int count, char** arguments) {
   std::vector<int> tokens = {1, 2, 4};
   std::vector<std::string> names = {"7b", "13b", "70b", "8b"};
   bool sweeping = false;
+  double load_seconds = -1;  // the default
   for (int i = 1; i < count; ++i) {
     if (std::strcmp(arguments[i], "--sweep") == 0) {
       sweeping = true;
@@ -392,8 +408,12 @@ int main(int count, char** arguments) {
         tokens.push_back(std::atoi(part.c_str()));
     } else if (std::strcmp(arguments[i], "--models") == 0 && i + 1 < count) {
       names = nibble::split_list(arguments[++i]);
+    } else if (std::strcmp(arguments[i], "--load") == 0 && i + 1 < count) {
+      load_seconds = std::atof(arguments[++i]);
     } else {
-      std::fprintf(stderr, "usage: cuda_decode_bench [--models 7b,13b,70b,8b] [--tokens 1,2,4] [--sweep]\n");
+      std::fprintf(stderr,
+                   "usage: cuda_decode_bench [--models 7b,13b,70b,8b] [--tokens 1,2,4] [--sweep] "
+                   "[--load 2]\n");
       return 2;
     }
   }
@@ -403,8 +423,10 @@ int main(int count, char** arguments) {
       if (std::string(block.name).ends_with("-" + name)) models.push_back(&block);
     }
   }
+  nibble::Timing timing = sweeping ? nibble::kQuick : nibble::kCareful;
+  if (load_seconds >= 0) timing.load_seconds = load_seconds;
   try {
-    return nibble::run(models, tokens, sweeping);
+    return nibble::run(models, tokens, sweeping, timing);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "cuda_decode_bench: %s\n", error.what());
     return 1;

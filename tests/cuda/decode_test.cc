@@ -367,26 +367,30 @@ TEST_P(TileProduct, EqualsPlainLoopsWithEveryTile) {
   const std::vector<uint32_t> zeros(kTileFlags);
   flags.upload(zeros.data(), flags.bytes());
   for (const TileSize& size : tile_sizes()) {
-    for (const int split : {1, 2, 3, 5, 8}) {
-      if (split > operands.shape.blocks()) continue;
+    struct Cluster {
+      int split, share;
+    };
+    for (const auto [split, share] : {Cluster{1, 1}, {1, 2}, {2, 1}, {3, 1}, {5, 1}, {8, 1}}) {
+      if (split > operands.shape.blocks() || (share > 1 && !can_share_tokens(size))) continue;
       SCOPED_TRACE("tile of " + std::to_string(size.rows) + " x " + std::to_string(size.tokens) + ", split " +
-                   std::to_string(split));
+                   std::to_string(split) + ", share " + std::to_string(share));
       std::vector<uint16_t> first;
       for (int repeat = 0; repeat < 2; ++repeat) {
         operands.spoil();
-        cuda::check(launch_tile({.weights = operands.device_weight.as<uint8_t>(),
-                                 .x = operands.device_x.as<__half>(),
-                                 .y = operands.device_y.as<__half>(),
-                                 .y_stride = operands.y_stride,
-                                 .bias = bias ? operands.device_bias.as<float>() : nullptr,
-                                 .n = static_cast<int>(n),
-                                 .k = static_cast<int>(k),
-                                 .tokens = tokens,
-                                 .scales_per_block = static_cast<int>(operands.shape.scales_per_block),
-                                 .workspace = workspace.data(),
-                                 .flags = flags.as<uint32_t>()},
-                                {.size = size, .split = split}, device.multiprocessors, stream.get()),
-                    "launching");
+        cuda::check(
+            launch_tile({.weights = operands.device_weight.as<uint8_t>(),
+                         .x = operands.device_x.as<__half>(),
+                         .y = operands.device_y.as<__half>(),
+                         .y_stride = operands.y_stride,
+                         .bias = bias ? operands.device_bias.as<float>() : nullptr,
+                         .n = static_cast<int>(n),
+                         .k = static_cast<int>(k),
+                         .tokens = tokens,
+                         .scales_per_block = static_cast<int>(operands.shape.scales_per_block),
+                         .workspace = workspace.data(),
+                         .flags = flags.as<uint32_t>()},
+                        {.size = size, .split = split, .share = share}, device.multiprocessors, stream.get()),
+            "launching");
         stream.synchronize();
         const std::vector<uint16_t> got = operands.results();
         if (repeat == 0) {
@@ -427,12 +431,11 @@ TEST(Choose, OnlyWhatCanRun) {
             EXPECT_TRUE(few_fits({.n = n, .k = k, .tokens = tokens, .scales_per_block = scales}, choice.few));
             continue;
           }
-          const auto same = [&](const TileSize& size) {
-            return size.rows == choice.tile.size.rows && size.tokens == choice.tile.size.tokens;
-          };
-          EXPECT_EQ(std::count_if(tile_sizes().begin(), tile_sizes().end(), same), 1);
+          EXPECT_EQ(std::count(tile_sizes().begin(), tile_sizes().end(), choice.tile.size), 1);
           EXPECT_GE(choice.tile.split, 1);
           EXPECT_LE(choice.tile.split, std::min(8, (k + 127) / 128));
+          EXPECT_TRUE(choice.tile.share == 1 || (choice.tile.share == 2 && choice.tile.split == 1 &&
+                                                 can_share_tokens(choice.tile.size)));
         }
       }
     }

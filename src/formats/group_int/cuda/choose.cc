@@ -12,21 +12,28 @@ namespace {
 // Up to `tokens`, tiles of `size`, each split as often as `blocks` blocks of threads per multiprocessor
 // allow, provided that at least `least_blocks` come of it. Where nothing is split and there are fewer than
 // `least_tiles` tiles the next row counts. From `cuda_decode_bench --sweep` on an H100 over the linears of
-// LLaMA-2 7B, 13B and 70B (bench/results/h100/w4a16_sweep.txt); within 10 % of the best plan for most of
-// them.
+// LLaMA-2 7B, 13B and 70B (bench/results/h100/w4a16_sweep.txt, w4a16_prompt_sweep.txt); within 10 % of the
+// best plan for most of them.
+constexpr double kWhole = 1e9;       // least_blocks: never split
+constexpr int kOnlySplit = 1 << 30;  // least_tiles: never whole
 struct Row {
   int tokens;
   TileSize size;
   double blocks, least_blocks;
   int least_tiles;
   int least_k = 0;
+  int share = 1;  // TilePlan's, of tiles that are not split
 };
 constexpr std::array kRows = {
-    Row{16, {128, 16}, 2.67, 0, 0},          Row{32, {128, 32}, 2.67, 0, 0},
-    Row{64, {256, 64}, 1.0, 0.6, 200, 8192}, Row{64, {128, 64}, 1.5, 0, 0},
-    Row{128, {256, 128}, 1.0, 0.85, 108},    Row{128, {128, 128}, 1.0, 0.7, 0},
-    Row{256, {256, 128}, 1.0, 0.85, 72},     Row{256, {128, 128}, 1.0, 0.7, 0},
-    Row{512, {128, 256}, 1.0, 0.85, 0},
+    Row{16, {128, 16}, 2.67, 0, 0},
+    Row{32, {128, 32}, 2.67, 0, 0},
+    Row{64, {256, 64}, 1.0, 0.6, 200, 8192},
+    Row{64, {128, 64}, 1.5, 0, 0},
+    Row{128, {256, 128}, 1.0, 0.85, 108},
+    Row{128, {128, 128}, 1.0, 0.7, 0},
+    Row{512, {256, 128}, 1.0, 0.85, kOnlySplit},
+    Row{256, {128, 256}, 1.0, kWhole, 80, 0, 2},
+    Row{256, {128, 128}, 1.0, 0.7, 0, 0, 2},
 };
 // What part of the multiprocessors clusters of so many blocks find place on, one block on each.
 struct Placed {
@@ -37,7 +44,9 @@ constexpr Placed kPlaced[] = {{2, 1.0}, {3, 0.88}, {4, 0.9}, {6, 0.77}, {8, 0.9}
 // A tile of the few-token kernel costs as much besides as this many blocks of columns.
 constexpr double kFewTileBlocks = 1.5;
 // More tokens: no split, all tiles are large enough to share out.
-constexpr TileSize kMany = {128, 256};
+constexpr TilePlan kMany = {.size = {128, 256}, .share = 2};
+// An odd row tile out of fewer is too much to compute in vain.
+constexpr int kManyRowTiles = 16;
 // Expanding costs 2.5 bytes of traffic per weight, whatever the number of tokens; the tile kernel costs about
 // a tenth of the product, whatever the shape.
 constexpr int kExpandedTokens = 3072;
@@ -61,6 +70,13 @@ int split_of(int tiles, const Row& row, int k, int multiprocessors) {
     }
   }
   return split;
+}
+
+// Pairs of row tiles, where none is left over.
+TilePlan whole(TilePlan plan, int n) {
+  const int row_tiles = ceil_divide(n, plan.size.rows);
+  if (row_tiles % 2 != 0 && row_tiles < kManyRowTiles) plan.share = 1;
+  return plan;
 }
 
 // The plan whose busiest warp has least to do; split 0 where none fits.
@@ -91,7 +107,8 @@ std::string Choice::describe() const {
     return format_text("few, split {}", few.split);
   }
   const std::string size = format_text("tile {} x {}", tile.size.rows, tile.size.tokens);
-  return tile.split == 1 ? size + ", balanced" : format_text("{}, split {}", size, tile.split);
+  if (tile.split > 1) return format_text("{}, split {}", size, tile.split);
+  return size + (tile.share == 1 ? ", balanced" : ", balanced, shared tokens");
 }
 
 int least_expanded_tokens() { return kExpandedTokens; }
@@ -123,9 +140,11 @@ Choice choose_packed(int tokens, int n, int k, int scales_per_block, int multipr
     if (tokens > row.tokens || k < row.least_k) continue;
     const int tiles = tiles_of(tokens, n, row.size), split = split_of(tiles, row, k, multiprocessors);
     if (split == 1 && tiles < row.least_tiles) continue;
-    return {.method = Method::kTile, .tile = {row.size, split}};
+    const TilePlan plan =
+        split > 1 ? TilePlan{row.size, split} : whole({.size = row.size, .share = row.share}, n);
+    return {.method = Method::kTile, .tile = plan};
   }
-  return {.method = Method::kTile, .tile = {kMany, 1}};
+  return {.method = Method::kTile, .tile = whole(kMany, n)};
 }
 
 Choice choose(int tokens, int n, int k, int scales_per_block, int multiprocessors) {

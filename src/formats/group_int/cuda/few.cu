@@ -131,9 +131,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int first = a.blocks * rank / a.split, count = a.blocks * (rank + 1) / a.split - first;
   const int owned = pairs_per_owner(kTokens, a.split), owners = sum_pairs(kTokens) / owned;
   const int stage_bytes = a.stage_blocks * kBlockBytes;
-  const uint32_t arriving = a.split * owned * kPairBytes;
+  const uint32_t arriving = (a.split - 1) * owned * kPairBytes;  // a block's own sums stay in `sent`
   constexpr int kSentBytes = sum_pairs(kTokens) * kPairBytes;
-  const uint32_t sent = tokens_at + a.received + warp * (kSentBytes + arriving), received = sent + kSentBytes,
+  const uint32_t sent = tokens_at + a.received + warp * (kSentBytes + a.split * owned * kPairBytes),
+                 received = sent + kSentBytes,
                  ring = tokens_at + a.ring + warp * a.stages * stage_bytes;
   const uint32_t full = ptx::shared_address(barriers.full[warp]),
                  arrived = ptx::shared_address(&barriers.arrived[warp]),
@@ -187,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncwarp();
 
-  // What all blocks of the cluster have sent for tile `tile`, the warp's `turn`th.
+  // Adds up what the cluster's blocks have of tile `tile`, the warp's `turn`th.
   const auto finish = [&](int tile, int turn) {
     ptx::barrier_wait(arrived, turn % 2);
     for (int own = 0; own < owned; ++own) {
@@ -196,7 +197,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       float2 total = {bias, bias};
 #pragma unroll 4
       for (int from = 0; from < a.split; ++from) {
-        const float2 part = load_shared_float2(received + (from * owned + own) * kPairBytes + lane * 8);
+        const uint32_t parts = from == rank ? sent + rank * owned * kPairBytes
+                                            : received + from * owned * kPairBytes;
+        const float2 part = load_shared_float2(parts + own * kPairBytes + lane * 8);
         total.x += part.x;
         total.y += part.y;
       }
@@ -256,7 +259,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     ptx::fence_for_copies();
     __syncwarp();
-    if (lane < owners) {
+    if (lane < owners && lane != rank) {
       ptx::remote_copy(ptx::remote_address(received + rank * owned * kPairBytes, lane),
                        sent + lane * owned * kPairBytes, owned * kPairBytes,
                        ptx::remote_address(arrived, lane));

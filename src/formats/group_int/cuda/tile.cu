@@ -6,6 +6,7 @@
 #include "backend/cuda/cluster.cuh"
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/tensor_map.h"
+#include "backend/cuda/tile_exchange.cuh"
 #include "backend/cuda/wgmma.cuh"
 #include "backend/cuda/wgmma_registers.cuh"
 #include "formats/group_int/cuda/decode_shape.h"
@@ -58,20 +59,20 @@ struct Tile {
   static_assert(kTokens * (kRows + kPadding) * 4 <= kStages * kStageBytes);
 };
 
-template <typename T>
+template <typename T, int kShare>
 struct Producer {
   const CUtensorMap &weights, &x;
   uint32_t ring, full, empty;
 
-  template <int kScales>
   __device__ void run(const TileArguments& a) const {
+    const int rank = kShare > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
     const uint64_t policy = ptx::evict_first_policy();
     // Read once, they leave the L2 first; large tiles have no registers for this.
     const bool once = !T::kTakes && a.token_tiles == 1;
     const auto want_weights = [&](const TileWalk& piece, int block, int stage) {
       const uint32_t to = ring + T::kStages * T::kTokenBytes + stage * T::kWeightBytes,
                      barrier = full + 8 * stage;
-      const int column = block * (T::kBlockBytes / 8), row = piece.row_tile() * T::kWarps;
+      const int column = block * (T::kBlockBytes / 8), row = (piece.row_tile() * kShare + rank) * T::kWarps;
       ptx::barrier_arrive_expecting(barrier, T::kStageBytes);
       if (once) {
         ptx::tile_copy(to, &weights, column, row, barrier, policy);
@@ -87,19 +88,29 @@ struct Producer {
       }
     }
     ptx::wait_for_previous_kernel();
+    if constexpr (kShare > 1) ptx::cluster_wait();  // the other block's barriers are there
     int stage = 0, count = 0;
     uint32_t parity = 1;  // the first round finds every stage empty
     for (TileWalk piece(a); piece.valid(); piece.advance()) {
-      const int row = piece.token_tile() * (T::kTokenBytes / (2 * kColumns));
+      constexpr int kTokens = T::kTokenBytes / (2 * kColumns), kPart = kTokens / kShare;
+      const int row = piece.token_tile() * kTokens + rank * kPart;
       for (int block = piece.begin; block < piece.end; ++block) {
         if (count++ >= ahead) {
           ptx::barrier_wait(empty + 8 * stage, parity);
           want_weights(piece, block, stage);
         }
-        const uint32_t to = ring + stage * T::kTokenBytes;
+        const uint32_t to = ring + stage * T::kTokenBytes + rank * (kPart * kSwizzledColumns * 2);
         const int column = block * kColumns;
-        ptx::tile_copy(to, &x, column, row, full + 8 * stage);
-        ptx::tile_copy(to + T::kTokenBytes / 2, &x, column + kSwizzledColumns, row, full + 8 * stage);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const uint32_t there = to + half * (T::kTokenBytes / 2);
+          if constexpr (kShare > 1) {
+            ptx::tile_copy_to_blocks(there, &x, column + half * kSwizzledColumns, row, full + 8 * stage,
+                                     (1 << kShare) - 1);
+          } else {
+            ptx::tile_copy(there, &x, column + half * kSwizzledColumns, row, full + 8 * stage);
+          }
+        }
         if (++stage == T::kStages) {
           stage = 0;
           parity ^= 1;
@@ -109,7 +120,7 @@ struct Producer {
   }
 };
 
-template <int kWarpgroups, int kTokens, int kScales>
+template <int kWarpgroups, int kTokens, int kScales, int kShare>
 __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
                                   (Tile<kWarpgroups, kTokens, kScales>::kPerMultiprocessor))
     tile_kernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x,
@@ -123,27 +134,33 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
   if (threadIdx.x == 0) {
     for (int i = 0; i < T::kStages; ++i) {
       ptx::barrier_init(&barriers[i], 1);
-      ptx::barrier_init(&barriers[T::kStages + i], T::kWarps);
+      ptx::barrier_init(&barriers[T::kStages + i], T::kWarps * kShare);
     }
     ptx::fence_barrier_init();
   }
   __syncthreads();
   ptx::launch_dependents();
+  if constexpr (kShare > 1) ptx::cluster_arrive();
 
   if (warp >= T::kWarps) {
     if constexpr (T::kTakes) ptx::give_registers<kWarpgroups == 4 ? 32 : 40>();
     if (threadIdx.x == 32 * T::kWarps) {
-      const Producer<T> producer = {weights, x, ring, ptx::shared_address(barriers),
-                                    ptx::shared_address(barriers + T::kStages)};
-      producer.template run<kScales>(a);
+      const Producer<T, kShare> producer = {weights, x, ring, ptx::shared_address(barriers),
+                                            ptx::shared_address(barriers + T::kStages)};
+      producer.run(a);
+    } else if constexpr (kShare > 1) {
+      ptx::cluster_wait();
     }
     __syncwarp();
-    if (a.split > 1) {
+    if constexpr (kShare > 1) {
+      ptx::cluster_barrier_relaxed();
+    } else if (a.split > 1) {
       ptx::cluster_barrier();
       ptx::cluster_barrier_relaxed();
     }
   } else {
     if constexpr (T::kTakes) ptx::take_registers<kWarpgroups == 4 ? 112 : 232>();
+    if constexpr (kShare > 1) ptx::cluster_wait();
     const int g = lane / 4;
     TileWalk walk(a);
     const uint32_t magic = decode_magic();
@@ -157,7 +174,12 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
     const auto release_previous = [&](bool any) {
       const int previous = (stage == 0 ? T::kStages : stage) - 1;
       __syncwarp();
-      if (any && lane == 0) ptx::barrier_arrive(full_at + 8 * (T::kStages + previous));
+      const uint32_t empty = full_at + 8 * (T::kStages + previous);
+      if constexpr (kShare > 1) {
+        if (any && lane < kShare) ptx::barrier_arrive_remote(ptx::remote_address(empty, lane));
+      } else {
+        if (any && lane == 0) ptx::barrier_arrive(empty);
+      }
     };
     float d[kTokens / 2];
     constexpr int kBatch = T::kBatch, kBatches = 8 / kBatch;
@@ -286,9 +308,14 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
         continue;
       }
       if (walk.end < a.blocks) collect<T, kTokens>(d, a, walk.end);
-      store_sums<kTokens>(d, a, walk.row_tile() * T::kRows + warp * 16, walk.token_tile() * kTokens, lane);
+      const int row_tile =
+          walk.row_tile() * kShare + (kShare > 1 ? static_cast<int>(ptx::cluster_rank()) : 0);
+      store_sums<kTokens>(d, a, row_tile * T::kRows + warp * 16, walk.token_tile() * kTokens, lane);
     }
-    if (a.split > 1) {
+    if constexpr (kShare > 1) {
+      __syncwarp();
+      ptx::cluster_barrier_relaxed();  // nobody leaves while the other fills its memory
+    } else if (a.split > 1) {
       // One tile only: the ring has been read, and its memory takes the sums.
       ptx::named_barrier(kMultiplierBarrier, 32 * T::kWarps);
       float* const sums = reinterpret_cast<float*>(ring_pointer) + warp * 16 + g;
@@ -306,22 +333,23 @@ __global__ void __launch_bounds__(Tile<kWarpgroups, kTokens, kScales>::kThreads,
   }
 }
 
-template <int kWarpgroups, int kTokens, int kScales>
+template <int kWarpgroups, int kTokens, int kScales, int kShare>
 cudaError_t launch(const TileProblem& problem, int split, int multiprocessors, cudaStream_t stream) {
   using T = Tile<kWarpgroups, kTokens, kScales>;
-  const auto kernel = tile_kernel<kWarpgroups, kTokens, kScales>;
+  const auto kernel = tile_kernel<kWarpgroups, kTokens, kScales, kShare>;
   if (const cudaError_t error =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
       error != cudaSuccess) {
     return error;
   }
   const DecodeShape shape = {problem.n, problem.k, kScales};
-  const int row_tiles = (problem.n + T::kRows - 1) / T::kRows,
+  const int row_tiles = (problem.n + T::kRows * kShare - 1) / (T::kRows * kShare),
             token_tiles = (problem.tokens + kTokens - 1) / kTokens, units = row_tiles * token_tiles;
   const int blocks = static_cast<int>(shape.blocks());
   int grid = units * split, shared_units = 0;
   if (split == 1) {
-    const int64_t most = int64_t{multiprocessors} * T::kPerMultiprocessor, rounds = (units + most - 1) / most;
+    const int64_t most = int64_t{multiprocessors} * T::kPerMultiprocessor / kShare,
+                  rounds = (units + most - 1) / most;
     if (T::kPerMultiprocessor > 1 || (rounds * most - units) * blocks > kIdleBlocks * most) {
       // One round that all take part in, and what does not fill a round, are shared out; the rest in rounds.
       grid = static_cast<int>(min(most, max(int64_t{units} * blocks / kLeastBlocks, int64_t{1})));
@@ -340,38 +368,57 @@ cudaError_t launch(const TileProblem& problem, int split, int multiprocessors, c
                                    .row_tiles = row_tiles,
                                    .token_tiles = token_tiles,
                                    .split = split,
+                                   .share = kShare,
                                    .shared_units = shared_units,
                                    .partials = static_cast<float*>(problem.workspace),
                                    .flags = problem.flags};
   const CUtensorMap weights =
       cuda::make_byte_map(problem.weights, shape.tiles(), shape.tile_bytes(), T::kWarps, T::kBlockBytes);
   const CUtensorMap x = cuda::make_tile_map(cuda::TileType::kHalf, problem.x, problem.tokens, problem.k,
-                                            2 * problem.k, kTokens);
+                                            2 * problem.k, kTokens / kShare);
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(split), 1, 1};
+  attributes[1].val.clusterDim = {static_cast<unsigned>(split * kShare), 1, 1};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(grid));
+  config.gridDim = dim3(static_cast<unsigned>(grid * kShare));
   config.blockDim = dim3(T::kThreads);
   config.dynamicSmemBytes = T::kSharedBytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = split > 1 ? 2 : 1;
+  config.numAttrs = split * kShare > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, weights, x, arguments);
 }
 
 using Launch = cudaError_t (*)(const TileProblem&, int split, int multiprocessors, cudaStream_t);
 
+struct Kernel {
+  TileSize size;
+  int share, scales;
+  Launch launch;
+};
+template <int kWarpgroups, int kTokens, int kScales, int kShare = 1>
+constexpr Kernel make_kernel() {
+  return {{64 * kWarpgroups, kTokens}, kShare, kScales, launch<kWarpgroups, kTokens, kScales, kShare>};
+}
+constexpr std::array kKernels = {
+    make_kernel<2, 16, 1>(),     make_kernel<2, 16, 2>(),     make_kernel<2, 32, 1>(),
+    make_kernel<2, 32, 2>(),     make_kernel<2, 64, 1>(),     make_kernel<2, 64, 2>(),
+    make_kernel<4, 64, 1>(),     make_kernel<4, 64, 2>(),     make_kernel<2, 128, 1>(),
+    make_kernel<2, 128, 2>(),    make_kernel<4, 128, 1>(),    make_kernel<4, 128, 2>(),
+    make_kernel<2, 256, 1>(),    make_kernel<2, 256, 2>(),    make_kernel<2, 128, 1, 2>(),
+    make_kernel<2, 128, 2, 2>(), make_kernel<2, 256, 1, 2>(), make_kernel<2, 256, 2, 2>()};
+
+const Kernel* find_kernel(const TileSize& size, int share, int scales) {
+  for (const Kernel& kernel : kKernels) {
+    if (kernel.size == size && kernel.share == share && kernel.scales == scales) return &kernel;
+  }
+  return nullptr;
+}
+
 constexpr std::array kSizes = {TileSize{128, 16},  TileSize{128, 32},  TileSize{128, 64}, TileSize{256, 64},
                                TileSize{128, 128}, TileSize{256, 128}, TileSize{128, 256}};
-template <int kScales>
-constexpr std::array<Launch, kSizes.size()> kLaunches = {
-    launch<2, 16, kScales>,  launch<2, 32, kScales>,  launch<2, 64, kScales>, launch<4, 64, kScales>,
-    launch<2, 128, kScales>, launch<4, 128, kScales>, launch<2, 256, kScales>};
-
-static_assert(kSizes.back().rows * kSizes.back().tokens == 256 * 128);
 
 }  // namespace
 
@@ -382,19 +429,18 @@ size_t tile_workspace_bytes(int multiprocessors) {
 }
 
 std::span<const TileSize> tile_sizes() { return kSizes; }
+bool can_share_tokens(const TileSize& size) { return find_kernel(size, 2, 1) != nullptr; }
 
 cudaError_t launch_tile(const TileProblem& problem, const TilePlan& plan, int multiprocessors,
                         cudaStream_t stream) {
   const int64_t blocks = (problem.k + kBlockColumns - 1) / kBlockColumns;
-  if (problem.k % 8 != 0 || problem.tokens < 1 || plan.split < 1 || plan.split > 8 || plan.split > blocks) {
+  if (problem.k % 8 != 0 || problem.tokens < 1 || plan.split < 1 || plan.split > 8 || plan.split > blocks ||
+      (plan.split > 1 && plan.share > 1)) {
     return cudaErrorInvalidValue;
   }
-  for (size_t i = 0; i < kSizes.size(); ++i) {
-    if (kSizes[i].rows != plan.size.rows || kSizes[i].tokens != plan.size.tokens) continue;
-    const Launch launch = problem.scales_per_block == 1 ? kLaunches<1>[i] : kLaunches<2>[i];
-    return launch(problem, plan.split, multiprocessors, stream);
-  }
-  return cudaErrorInvalidValue;
+  const Kernel* const kernel = find_kernel(plan.size, plan.share, problem.scales_per_block);
+  if (kernel == nullptr) return cudaErrorInvalidValue;
+  return kernel->launch(problem, plan.split, multiprocessors, stream);
 }
 
 }  // namespace nibble::group_int_cuda

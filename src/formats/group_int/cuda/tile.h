@@ -15,10 +15,13 @@ namespace nibble::group_int_cuda {
 // What one block of threads computes at a time: `rows` rows of the weight times `tokens` tokens.
 struct TileSize {
   int rows, tokens;
+  bool operator==(const TileSize&) const = default;
 };
-inline constexpr int kMostScaledSums = 16;  // tokens
-// All that are compiled.
+inline constexpr int kMostScaledSums = 16;      // tokens
+inline constexpr int kLeastSharedTokens = 128;  // of a tile that two blocks of threads fetch together
+// All that are compiled; and whether two blocks of threads can share the tokens of such tiles.
 std::span<const TileSize> tile_sizes();
+bool can_share_tokens(const TileSize& size);
 
 struct TileProblem {
   const uint8_t* weights = nullptr;  // device, laid out as decode_layout.h says
@@ -38,10 +41,11 @@ size_t tile_workspace_bytes(int multiprocessors);
 // With `split` 1, as many blocks of threads as run at once share all tiles out evenly, and where one takes up
 // in the middle of a tile its sums are handed over through memory. With 2 to 8 (at most the blocks of 128
 // columns), so many share the columns of each tile and add up through each other's shared memory. Always in
-// the same order.
+// the same order. With `share` 2 (split 1, and can_share_tokens) two blocks of threads take row tiles side by
+// side and each fetches half of the tokens for both.
 struct TilePlan {
   TileSize size = {};
-  int split = 1;
+  int split = 1, share = 1;
 };
 
 // Enqueues y = x W^T. May start before the stream's previous kernel has ended (it waits before it reads x).

@@ -98,8 +98,9 @@ __device__ void hand_over(const float (&d)[kTokens / 2], const TileArguments& a)
 template <typename T, int kTokens>
 __device__ void collect(float (&d)[kTokens / 2], const TileArguments& a, int covered) {
   constexpr int kThreads = 32 * T::kWarps;
-  for (int other = blockIdx.x + 1; covered < a.blocks; ++other) {
-    covered += range_begin(a, other + 1) - range_begin(a, other);
+  for (int worker = blockIdx.x / a.share + 1; covered < a.blocks; ++worker) {
+    covered += range_begin(a, worker + 1) - range_begin(a, worker);
+    const int other = worker * a.share + blockIdx.x % a.share;
     if (threadIdx.x == 0) {
       uint32_t there = 0;
       while (there == 0) {

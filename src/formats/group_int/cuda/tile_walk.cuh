@@ -12,17 +12,19 @@ struct TileArguments {
   int64_t y_stride;
   const float* bias;
   int n, tokens;
-  int blocks;  // of 128 columns
-  int row_tiles, token_tiles;
-  int split;
+  int blocks;                  // of 128 columns
+  int row_tiles, token_tiles;  // row tiles of a whole cluster where blocks share tokens
+  int split, share;
   int shared_units;  // units whose blocks are shared out evenly (split 1)
   float* partials;   // [grid][kTokens / 2][threads], sums of pieces that begin inside of a unit
   uint32_t* flags;   // [grid], 1 when a partial is there
 };
 
-// Shared units are cut into as many ranges of blocks as the grid has blocks of threads.
+// Shared units are cut into as many ranges of blocks as there are workers: blocks of threads, or pairs that
+// share tokens.
+__device__ inline int worker_count(const TileArguments& a) { return gridDim.x / a.share; }
 __device__ inline int range_begin(const TileArguments& a, int index) {
-  return static_cast<int>(int64_t{a.shared_units} * a.blocks * index / gridDim.x);
+  return static_cast<int>(int64_t{a.shared_units} * a.blocks * index / worker_count(a));
 }
 
 // The pieces of work of one block of threads. A unit is a tile of the result. With split 1 the first
@@ -31,11 +33,14 @@ __device__ inline int range_begin(const TileArguments& a, int index) {
 struct TileWalk {
   int unit, begin, end;  // the piece: blocks [begin, end) of a unit
   int left, next;        // blocks of shared units after it; the next whole unit
-  int units, blocks, token_tiles;
+  int units, blocks, token_tiles, workers;
 
   __device__ explicit TileWalk(const TileArguments& a)
-      : units(a.row_tiles * a.token_tiles), blocks(a.blocks), token_tiles(a.token_tiles) {
-    const int index = blockIdx.x;
+      : units(a.row_tiles * a.token_tiles),
+        blocks(a.blocks),
+        token_tiles(a.token_tiles),
+        workers(worker_count(a)) {
+    const int index = blockIdx.x / a.share;
     if (a.split > 1) {
       const int rank = index % a.split;
       unit = index / a.split;
@@ -71,7 +76,7 @@ struct TileWalk {
       unit = next;
       begin = 0;
       end = blocks;
-      next = min(next + static_cast<int>(gridDim.x), units);
+      next = min(next + workers, units);
     }
   }
 };
