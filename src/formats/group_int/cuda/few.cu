@@ -134,8 +134,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const uint32_t arriving = (a.split - 1) * owned * kPairBytes;  // a block's own sums stay in `sent`
   constexpr int kSentBytes = sum_pairs(kTokens) * kPairBytes;
   const uint32_t sent = tokens_at + a.received + warp * (kSentBytes + a.split * owned * kPairBytes),
-                 received = sent + kSentBytes,
-                 ring = tokens_at + a.ring + warp * a.stages * stage_bytes;
+                 received = sent + kSentBytes, ring = tokens_at + a.ring + warp * a.stages * stage_bytes;
   const uint32_t full = ptx::shared_address(barriers.full[warp]),
                  arrived = ptx::shared_address(&barriers.arrived[warp]),
                  freed = ptx::shared_address(&barriers.freed[warp]),
@@ -197,8 +196,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       float2 total = {bias, bias};
 #pragma unroll 4
       for (int from = 0; from < a.split; ++from) {
-        const uint32_t parts = from == rank ? sent + rank * owned * kPairBytes
-                                            : received + from * owned * kPairBytes;
+        const uint32_t parts =
+            from == rank ? sent + rank * owned * kPairBytes : received + from * owned * kPairBytes;
         const float2 part = load_shared_float2(parts + own * kPairBytes + lane * 8);
         total.x += part.x;
         total.y += part.y;

@@ -16,6 +16,10 @@ namespace nibble::group_int_cuda {
 constexpr int kMultiplierBarrier = 1;
 constexpr int kPadding = 4;  // floats after a token's sums: no bank conflicts
 
+// A thread's, as wgmma leaves them.
+template <typename T>
+using TileSums = float[T::kTokens / 2];
+
 // Rows `row` and `row` + 1, even, of one token.
 __device__ inline void store_pair(const TileArguments& a, int row, int token, __half2 values) {
   __half* const y = a.y + token * a.y_stride + row;
@@ -28,9 +32,8 @@ __device__ inline void store_pair(const TileArguments& a, int row, int token, __
 }
 
 // Sums as wgmma leaves them, of the 16 rows from `row` and the tokens from `token`.
-template <int kTokens>
-__device__ void store_sums(const float (&d)[kTokens / 2], const TileArguments& a, int row, int token,
-                           int lane) {
+template <typename T>
+__device__ void store_sums(const TileSums<T>& d, const TileArguments& a, int row, int token, int lane) {
   const int g = lane / 4, q = lane % 4;
   float bias[2] = {0, 0};
   if (a.bias != nullptr) {
@@ -38,7 +41,7 @@ __device__ void store_sums(const float (&d)[kTokens / 2], const TileArguments& a
     if (row + g + 8 < a.n) bias[1] = a.bias[row + g + 8];
   }
 #pragma unroll
-  for (int j = 0; j < kTokens / 8; ++j) {
+  for (int j = 0; j < T::kTokens / 8; ++j) {
     const int to = token + 8 * j + g;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -51,12 +54,12 @@ __device__ void store_sums(const float (&d)[kTokens / 2], const TileArguments& a
   }
 }
 
-// Sums [kTokens][kRows + kPadding] of every block of the cluster, at `sums` in its shared memory: adds them
-// in the order of the blocks. Each block takes a share of the tokens.
-template <typename T, int kTokens>
+// Sums [T::kTokens][kRows + kPadding] of every block of the cluster, at `sums` in its shared memory: adds
+// them in the order of the blocks. Each block takes a share of the tokens.
+template <typename T>
 __device__ void add_cluster(uint32_t sums, const TileArguments& a, int row, int token, uint32_t rank) {
   constexpr int kVectors = T::kRows / 4;
-  const int valid = min(kTokens, a.tokens - token);
+  const int valid = min(T::kTokens, a.tokens - token);
   const int first = valid * static_cast<int>(rank) / a.split,
             last = valid * (static_cast<int>(rank) + 1) / a.split;
   for (int i = threadIdx.x; i < (last - first) * kVectors; i += 32 * T::kWarps) {
@@ -79,13 +82,32 @@ __device__ void add_cluster(uint32_t sums, const TileArguments& a, int row, int 
   }
 }
 
-// Partial sums go through the L2; a flag says that they are there.
-template <typename T, int kTokens>
-__device__ void hand_over(const float (&d)[kTokens / 2], const TileArguments& a) {
-  constexpr int kThreads = 32 * T::kWarps;
-  float* const to = a.partials + int64_t{blockIdx.x} * (kTokens / 2) * kThreads + threadIdx.x;
+// The sums of the tile whose columns a cluster shares, through the shared memory at `shared`, which has been
+// read when all multiplying warps of the block are here.
+template <typename T>
+__device__ void store_cluster_sums(const TileSums<T>& d, const TileArguments& a, uint8_t* shared, int warp,
+                                   int lane) {
+  ptx::named_barrier(kMultiplierBarrier, 32 * T::kWarps);
+  float* const sums = reinterpret_cast<float*>(shared) + warp * 16 + lane / 4;
 #pragma unroll
-  for (int i = 0; i < kTokens / 2; ++i) __stcg(to + i * kThreads, d[i]);
+  for (int i = 0; i < T::kTokens / 2; ++i) {
+    const int t = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    sums[t * (T::kRows + kPadding) + i % 4 / 2 * 8] = d[i];
+  }
+  ptx::cluster_barrier();
+  const TileWalk only(a);
+  add_cluster<T>(ptx::shared_address(shared), a, only.row_tile() * T::kRows, only.token_tile() * T::kTokens,
+                 ptx::cluster_rank());
+  ptx::cluster_barrier_relaxed();  // nobody leaves while others read its memory
+}
+
+// Partial sums go through the L2; a flag says that they are there.
+template <typename T>
+__device__ void hand_over(const TileSums<T>& d, const TileArguments& a) {
+  constexpr int kThreads = 32 * T::kWarps;
+  float* const to = a.partials + int64_t{blockIdx.x} * (T::kTokens / 2) * kThreads + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < T::kTokens / 2; ++i) __stcg(to + i * kThreads, d[i]);
   __threadfence();
   ptx::named_barrier(kMultiplierBarrier, kThreads);
   if (threadIdx.x == 0) {
@@ -95,8 +117,8 @@ __device__ void hand_over(const float (&d)[kTokens / 2], const TileArguments& a)
 
 // Adds what the following blocks of threads have of the unit whose first `covered` blocks are in d, in their
 // order. They did it first of all, so that it is there already unless ranges are shorter than a unit.
-template <typename T, int kTokens>
-__device__ void collect(float (&d)[kTokens / 2], const TileArguments& a, int covered) {
+template <typename T>
+__device__ void collect(TileSums<T>& d, const TileArguments& a, int covered) {
   constexpr int kThreads = 32 * T::kWarps;
   for (int worker = blockIdx.x / a.share + 1; covered < a.blocks; ++worker) {
     covered += range_begin(a, worker + 1) - range_begin(a, worker);
@@ -108,9 +130,9 @@ __device__ void collect(float (&d)[kTokens / 2], const TileArguments& a, int cov
       }
     }
     ptx::named_barrier(kMultiplierBarrier, kThreads);
-    const float* const from = a.partials + int64_t{other} * (kTokens / 2) * kThreads + threadIdx.x;
+    const float* const from = a.partials + int64_t{other} * (T::kTokens / 2) * kThreads + threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < kTokens / 2; ++i) d[i] += __ldcg(from + i * kThreads);
+    for (int i = 0; i < T::kTokens / 2; ++i) d[i] += __ldcg(from + i * kThreads);
     ptx::named_barrier(kMultiplierBarrier, kThreads);
     if (threadIdx.x == 0) a.flags[other] = 0;  // for the next launch
   }
