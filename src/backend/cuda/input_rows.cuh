@@ -12,31 +12,21 @@
 #include <cstdint>
 
 #include "backend/cuda/cluster.cuh"
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/input_cut.h"
 #include "backend/cuda/input_step.h"
 #include "backend/cuda/ptx.cuh"
 
 namespace nibble::cuda::rows {
 
-// A launch of such a kernel, which may start before the previous kernel has ended.
-struct RowLaunch {
-  cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attributes[2] = {};
-  RowLaunch(const Cut& cut, int tokens, size_t shared_bytes, cudaStream_t stream) {
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim = {static_cast<unsigned>(cut.blocks), 1, 1};
-    config.gridDim = dim3(static_cast<unsigned>(tokens * cut.blocks));
-    config.blockDim = dim3(static_cast<unsigned>(cut.threads));
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = stream;
-    config.attrs = attributes;
-    config.numAttrs = cut.blocks > 1 ? 2 : 1;
-  }
-  RowLaunch(const RowLaunch&) = delete;
-  RowLaunch& operator=(const RowLaunch&) = delete;
-};
+// A launch of such a kernel.
+inline DependentLaunch row_launch(const Cut& cut, int tokens, size_t shared_bytes, cudaStream_t stream) {
+  return {{.grid = dim3(static_cast<unsigned>(tokens * cut.blocks)),
+           .block = dim3(static_cast<unsigned>(cut.threads)),
+           .shared_bytes = shared_bytes,
+           .cluster = cut.blocks > 1 ? cut.blocks : 0},
+          stream};
+}
 
 // The threads of one row. Eight `i` of a thread's vectors is columns 8 (first + i threads + thread) on, of
 // which there are `count` eights in this block.

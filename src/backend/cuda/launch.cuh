@@ -1,12 +1,11 @@
-// Launching a kernel that may start before its predecessor on the stream has ended (programmatic dependent
-// launch): it must call ptx::wait_for_previous_kernel() before it touches what others write or read. Before
-// Hopper kernels simply follow one another.
+// Launching a kernel of a pass (dependent_launch.h), on GPUs before Hopper too; errors are thrown.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <utility>
 
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/device.h"
 
 namespace nibble::cuda {
@@ -14,18 +13,9 @@ namespace nibble::cuda {
 template <typename... Parameters, typename... Arguments>
 void launch_dependent(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                       cudaStream_t stream, const char* what, Arguments&&... arguments) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = on_hopper() ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...),
-        what);
+  const DependentLaunch launch(
+      {.grid = grid, .block = block, .shared_bytes = shared_bytes, .early = on_hopper()}, stream);
+  check(launch.run(kernel, std::forward<Arguments>(arguments)...), what);
 }
 
 // For kernels that ask for more than 48 KiB of shared memory.

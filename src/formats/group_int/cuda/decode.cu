@@ -2,6 +2,7 @@
 // ring in shared memory; eight warps multiply, each its own 128 columns of a chunk, and add up at the end of
 // a tile of 16 rows. Tokens lie in shared memory. The stream begins before the previous kernel has ended,
 // because weights depend on nothing.
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/ptx.cuh"
 #include "formats/group_int/cuda/decode.h"
 #include "formats/group_int/cuda/decode_input.cuh"
@@ -171,17 +172,11 @@ cudaError_t launch(const DecodeProblem& problem, const Step& step, const DecodeP
     return error;
   }
   const int tiles = (problem.n + kBlockRows - 1) / kBlockRows;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(min(tiles, multiprocessors * plan.blocks_per_multiprocessor));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, problem, step, plan.stages);
+  return cuda::DependentLaunch({.grid = dim3(min(tiles, multiprocessors * plan.blocks_per_multiprocessor)),
+                                .block = dim3(kThreads),
+                                .shared_bytes = bytes},
+                               stream)
+      .run(kernel, problem, step, plan.stages);
 }
 
 template <int kScales>

@@ -1,3 +1,4 @@
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/device.h"
 #include "backend/cuda/ptx.cuh"
 #include "formats/group_int/cuda/decode_shape.h"
@@ -61,18 +62,11 @@ cudaError_t launch_expand(const ExpandProblem& problem, int multiprocessors, cud
   if (problem.first_row % kRows != 0 || problem.k % 8 != 0 || problem.rows < 1) return cudaErrorInvalidValue;
   const int64_t blocks =
       int64_t{(problem.rows + kRows - 1) / kRows} * ((problem.k + kColumns - 1) / kColumns);
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim =
-      dim3(static_cast<unsigned>(min((blocks + kWarps - 1) / kWarps, int64_t{multiprocessors} * 6)));
-  config.blockDim = dim3(32 * kWarps);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = cuda::on_hopper() ? 1 : 0;
-  return cudaLaunchKernelEx(&config, problem.scales_per_block == 1 ? expand_kernel<1> : expand_kernel<2>,
-                            problem);
+  const int64_t grid = min((blocks + kWarps - 1) / kWarps, int64_t{multiprocessors} * 6);
+  const cuda::DependentLaunch launch(
+      {.grid = dim3(static_cast<unsigned>(grid)), .block = dim3(32 * kWarps), .early = cuda::on_hopper()},
+      stream);
+  return launch.run(problem.scales_per_block == 1 ? expand_kernel<1> : expand_kernel<2>, problem);
 }
 
 }  // namespace nibble::group_int_cuda

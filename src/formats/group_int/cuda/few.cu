@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "backend/cuda/cluster.cuh"
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/tensor_map.h"
 #include "formats/group_int/cuda/decode_shape.h"
@@ -329,19 +330,12 @@ cudaError_t launch(const DecodeProblem& problem, const FewPlan& plan, int multip
                                   .ring = layout.ring};
   const CUtensorMap x = cuda::make_tile_map(cuda::TileType::kHalf, problem.x, problem.tokens, problem.k,
                                             2 * problem.k, kTokens);
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(plan.split), 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(arguments.clusters * plan.split));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(layout.bytes);
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, x, arguments);
+  return cuda::DependentLaunch({.grid = dim3(static_cast<unsigned>(arguments.clusters * plan.split)),
+                                .block = dim3(kThreads),
+                                .shared_bytes = static_cast<size_t>(layout.bytes),
+                                .cluster = plan.split},
+                               stream)
+      .run(kernel, x, arguments);
 }
 
 }  // namespace

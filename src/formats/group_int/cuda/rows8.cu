@@ -7,6 +7,7 @@
 //   operand b the same columns of token g.
 #include <algorithm>
 
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/device.h"
 #include "backend/cuda/ptx.cuh"
 #include "formats/group_int/cuda/rows8.h"
@@ -129,19 +130,11 @@ __global__ void embed_rows8_kernel(const Rows8 weights, const int32_t* ids, floa
   }
 }
 
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), int blocks, int threads, cudaStream_t stream,
-                   Arguments... arguments) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = cuda::on_hopper() ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+cuda::DependentLaunch launch_of(int blocks, int threads, cudaStream_t stream) {
+  return {{.grid = dim3(static_cast<unsigned>(blocks)),
+           .block = dim3(static_cast<unsigned>(threads)),
+           .early = cuda::on_hopper()},
+          stream};
 }
 
 }  // namespace
@@ -155,7 +148,7 @@ cudaError_t launch_rows8(const Rows8& weights, const __half* x, int tokens, floa
     const __half* const from = x + int64_t{first} * weights.k;
     float* const to = y + int64_t{first} * weights.n;
     const auto kernel = now <= kTileTokens ? rows8_kernel<1, 4> : rows8_kernel<kMostTiles, 2>;
-    if (const cudaError_t error = launch(kernel, blocks, kThreads, stream, weights, from, now, to);
+    if (const cudaError_t error = launch_of(blocks, kThreads, stream).run(kernel, weights, from, now, to);
         error != cudaSuccess) {
       return error;
     }
@@ -166,8 +159,8 @@ cudaError_t launch_rows8(const Rows8& weights, const __half* x, int tokens, floa
 cudaError_t launch_embed_rows8(const Rows8& weights, const int32_t* ids, int count, float* out,
                                cudaStream_t stream) {
   if (weights.k % 16 != 0 || count < 1) return cudaErrorInvalidValue;
-  return launch(embed_rows8_kernel, count, std::min(256, (weights.k / 4 + 31) / 32 * 32), stream, weights,
-                ids, out);
+  const int threads = std::min(256, (weights.k / 4 + 31) / 32 * 32);
+  return launch_of(count, threads, stream).run(embed_rows8_kernel, weights, ids, out);
 }
 
 }  // namespace nibble::group_int_cuda

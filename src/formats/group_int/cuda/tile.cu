@@ -3,6 +3,7 @@
 #include <array>
 
 #include "backend/cuda/cluster.cuh"
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/tensor_map.h"
 #include "backend/cuda/tile_exchange.cuh"
@@ -230,19 +231,13 @@ cudaError_t launch(const TileProblem& problem, int split, int multiprocessors, c
       cuda::make_byte_map(problem.weights, shape.tiles(), shape.tile_bytes(), T::kWarps, T::kBlockBytes);
   const CUtensorMap x = cuda::make_tile_map(cuda::TileType::kHalf, problem.x, problem.tokens, problem.k,
                                             2 * problem.k, T::kTokens / T::kShare);
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(split * T::kShare), 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(grid * T::kShare));
-  config.blockDim = dim3(T::kThreads);
-  config.dynamicSmemBytes = T::kSharedBytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = split * T::kShare > 1 ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, weights, x, arguments);
+  const int cluster = split * T::kShare;
+  return cuda::DependentLaunch({.grid = dim3(static_cast<unsigned>(grid * T::kShare)),
+                                .block = dim3(T::kThreads),
+                                .shared_bytes = T::kSharedBytes,
+                                .cluster = cluster > 1 ? cluster : 0},
+                               stream)
+      .run(kernel, weights, x, arguments);
 }
 
 using Launch = cudaError_t (*)(const TileProblem&, int split, int multiprocessors, cudaStream_t);

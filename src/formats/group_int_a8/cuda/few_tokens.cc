@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/device.h"
 #include "base/error.h"
 #include "formats/group_int_a8/cuda/few_tokens_launch.h"
@@ -41,25 +42,14 @@ FewTokensShared shared_of(const FewTokensOperand& weights, const FewTokensPlan& 
                            static_cast<int>(weights.shape.slot_bytes()), plan.cluster);
 }
 
-struct Launch {
-  cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attributes[2] = {};
-
-  Launch(const FewTokensOperand& weights, const FewTokensPlan& plan, cudaStream_t stream) {
-    config.gridDim = dim3(plan.clusters * plan.cluster);
-    config.blockDim = dim3(32 * plan.warps);
-    config.dynamicSmemBytes = static_cast<size_t>(shared_of(weights, plan).bytes);
-    config.stream = stream;
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim = {static_cast<unsigned>(plan.cluster), 1, 1};
-    config.attrs = attributes;
-    config.numAttrs = plan.cluster > 1 ? 2 : 1;
-  }
-  Launch(const Launch&) = delete;
-  Launch& operator=(const Launch&) = delete;
-};
+cuda::DependentLaunch launch_of(const FewTokensOperand& weights, const FewTokensPlan& plan,
+                                cudaStream_t stream) {
+  return {{.grid = dim3(plan.clusters * plan.cluster),
+           .block = dim3(32 * plan.warps),
+           .shared_bytes = static_cast<size_t>(shared_of(weights, plan).bytes),
+           .cluster = plan.cluster > 1 ? plan.cluster : 0},
+          stream};
+}
 
 // The largest instance slots first would leave multiprocessors idle: the fewest blocks per row win, then the
 // smallest instance.
@@ -116,8 +106,8 @@ FewTokensPlan plan_few_tokens(const FewTokensOperand& weights, int tokens, int m
   plan.clusters = multiprocessors * per_multiprocessor;
   if (plan.cluster > 1) {
     plan.clusters = 1;
-    const Launch launch(weights, plan, nullptr);
-    cuda::check(cudaOccupancyMaxActiveClusters(&plan.clusters, kernel, &launch.config), "placing clusters");
+    const cuda::DependentLaunch launch = launch_of(weights, plan, nullptr);
+    cuda::check(cudaOccupancyMaxActiveClusters(&plan.clusters, kernel, &launch.config()), "placing clusters");
     plan.clusters = std::max(1, plan.clusters);
   }
   plan.clusters = std::min<int>(plan.clusters, static_cast<int>(weights.shape.tiles()));
@@ -140,7 +130,7 @@ cudaError_t launch_few_tokens(const FewTokensOperand& weights, const FewTokensAc
   if (kernel == nullptr) return cudaErrorInvalidValue;
   const int groups = shape.group == 0 ? 1 : divided(shape.columns, shape.group);
   const int64_t accumulators_per_token = group_sums ? shape.n * groups : shape.n;
-  const Launch launch(weights, plan, stream);
+  const cuda::DependentLaunch launch = launch_of(weights, plan, stream);
   const int step = 8 * plan.token_tiles;
   for (int first = 0; first < tokens; first += step) {
     const int now = std::min(step, tokens - first);
@@ -185,11 +175,7 @@ cudaError_t launch_few_tokens(const FewTokensOperand& weights, const FewTokensAc
         .aligned_rows = y_stride % 4 == 0 && reinterpret_cast<uintptr_t>(y) % 8 == 0,
         .shared = shared_of(weights, plan),
     };
-    void* arguments[] = {&problem};
-    if (const cudaError_t error = cudaLaunchKernelExC(&launch.config, kernel, arguments);
-        error != cudaSuccess) {
-      return error;
-    }
+    if (const cudaError_t error = launch.run_untyped(kernel, problem); error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }

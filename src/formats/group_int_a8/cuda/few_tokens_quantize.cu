@@ -55,10 +55,9 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t launch_quantize_signed(const __half* x, int tokens, int k, float activation_scale, uint8_t* codes,
                                    float* scales, int32_t* zeros, cudaStream_t stream) {
-  const TokenLaunch launch(tokens, 0, stream);
+  const cuda::DependentLaunch launch = token_launch(tokens, kThreads, 0, stream);
   return for_turns(k, [&]<int kTurns>() {
-    return cudaLaunchKernelEx(&launch.config, quantize_signed_kernel<kTurns>, x, k, activation_scale, codes,
-                              scales, zeros);
+    return launch.run(quantize_signed_kernel<kTurns>, x, k, activation_scale, codes, scales, zeros);
   });
 }
 

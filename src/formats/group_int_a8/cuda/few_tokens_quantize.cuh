@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/device.h"
 #include "backend/cuda/ptx.cuh"
 
@@ -53,23 +54,14 @@ __device__ inline uint32_t block_maximum(uint32_t pair, uint32_t (&of_warps)[2][
                                                                  << 16;
 }
 
-// A launch of one block per token that may start before the previous kernel has ended.
-struct TokenLaunch {
-  cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attribute = {};
-  TokenLaunch(int tokens, size_t shared, cudaStream_t stream) {
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.gridDim = dim3(tokens);
-    config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = shared;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = cuda::on_hopper() ? 1 : 0;
-  }
-  TokenLaunch(const TokenLaunch&) = delete;
-  TokenLaunch& operator=(const TokenLaunch&) = delete;
-};
+// A launch of one block per token.
+inline cuda::DependentLaunch token_launch(int tokens, int threads, size_t shared_bytes, cudaStream_t stream) {
+  return {{.grid = dim3(static_cast<unsigned>(tokens)),
+           .block = dim3(static_cast<unsigned>(threads)),
+           .shared_bytes = shared_bytes,
+           .early = cuda::on_hopper()},
+          stream};
+}
 
 // Calls `launch` with the number of turns that k columns take, as a constant: 1, 2, 4, 8 or 16.
 template <typename Launch>

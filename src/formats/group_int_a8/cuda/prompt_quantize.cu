@@ -85,11 +85,9 @@ cudaError_t launch_quantize_prompt(const __half* x, int tokens, int k, float act
     per_thread *= 2;
   const int threads = ((vectors + per_thread - 1) / per_thread + 31) / 32 * 32;
   if (threads > kMaximumThreads) return cudaErrorInvalidValue;
-  TokenLaunch launch(tokens, 0, stream);
-  launch.config.blockDim = dim3(static_cast<unsigned>(threads));
+  const cuda::DependentLaunch launch = token_launch(tokens, threads, 0, stream);
   const auto start = [&]<int kVectors>() {
-    return cudaLaunchKernelEx(
-        &launch.config,
+    return launch.run(
         group == 32 ? quantize_prompt_kernel<kVectors, true> : quantize_prompt_kernel<kVectors, false>, x, k,
         activation_scale, out);
   };

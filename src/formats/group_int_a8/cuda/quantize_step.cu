@@ -106,9 +106,8 @@ cudaError_t launch_quantize_step(const cuda::InputStep& any_step, int tokens, in
       [&]<typename Step>(Step step) {
         const Cut cut = cut_rows(k, tokens, std::is_same_v<Step, cuda::GateStep>);
         StepArguments arguments = {k, cut.blocks, activation_scale, order, out};
-        const RowLaunch launch(cut, tokens, 0, stream);
-        void* pointers[] = {&step, &arguments};
-        return cudaLaunchKernelExC(&launch.config, find_kernel<Step>(cut.vectors), pointers);
+        return row_launch(cut, tokens, 0, stream)
+            .run_untyped(find_kernel<Step>(cut.vectors), step, arguments);
       },
       any_step);
 }

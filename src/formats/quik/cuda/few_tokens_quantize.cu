@@ -131,8 +131,8 @@ cudaError_t launch_quantize_few(const __half* x, int tokens, int k, const FewTok
         return error;
       }
     }
-    const TokenLaunch launch(tokens, bytes, stream);
-    return cudaLaunchKernelEx(&launch.config, quantize_kernel<kTurns>, x, k, columns, bits, out);
+    return token_launch(tokens, kThreads, bytes, stream)
+        .run(quantize_kernel<kTurns>, x, k, columns, bits, out);
   });
 }
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "backend/cuda/cluster_launch.h"
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/device.h"
 #include "backend/cuda/tensor_map.h"
 #include "base/error.h"
@@ -121,12 +121,12 @@ cudaError_t Product::launch(int32_t* accumulators, cudaStream_t stream) const {
   ProductArguments a;
   std::memcpy(&a, arguments_, sizeof a);
   a.accumulators = accumulators;
-  return cuda::launch_clusters({.kernel = kernel_,
-                                .blocks = blocks_,
-                                .threads = kProductThreads,
-                                .shared_bytes = shared_bytes_,
-                                .cluster = configuration_.share * configuration_.split},
-                               &a, stream);
+  const cuda::DependentLaunch launch({.grid = dim3(static_cast<unsigned>(blocks_)),
+                                      .block = dim3(kProductThreads),
+                                      .shared_bytes = static_cast<size_t>(shared_bytes_),
+                                      .cluster = configuration_.share * configuration_.split},
+                                     stream);
+  return launch.run_untyped(kernel_, a);
 }
 
 }  // namespace nibble::quik_cuda

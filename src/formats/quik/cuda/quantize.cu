@@ -1,6 +1,7 @@
 // One block per token, which holds its row in registers from the range to the codes. Codes are packed side by
 // side in shared memory (outliers fall out), then written in the order of prompt_layout.h. Bound by
 // instructions as much as by memory: hence one division per token, and masks by multiplication.
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/ptx.cuh"
 #include "formats/quik/cuda/pack_columns.cuh"
 #include "formats/quik/cuda/product.h"
@@ -199,18 +200,11 @@ cudaError_t launch_quantize(const __half* x, int64_t x_stride, int tokens, const
       error != cudaSuccess) {
     return error;
   }
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(tokens);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  void* pointers[] = {&arguments};
-  return cudaLaunchKernelExC(&config, kernel, pointers);
+  const cuda::DependentLaunch launch({.grid = dim3(static_cast<unsigned>(tokens)),
+                                      .block = dim3(static_cast<unsigned>(threads)),
+                                      .shared_bytes = bytes},
+                                     stream);
+  return launch.run_untyped(kernel, arguments);
 }
 
 }  // namespace nibble::quik_cuda

@@ -153,9 +153,7 @@ cudaError_t launch_quantize_step(const cuda::InputStep& any_step, int tokens, co
             return error;
           }
         }
-        const RowLaunch launch(cut, tokens, bytes, stream);
-        void* pointers[] = {&step, &arguments};
-        return cudaLaunchKernelExC(&launch.config, kernel, pointers);
+        return row_launch(cut, tokens, bytes, stream).run_untyped(kernel, step, arguments);
       },
       any_step);
 }
