@@ -25,7 +25,7 @@ constexpr Kind kKinds[] = {
 };
 
 constexpr int kRounds = 3, kSamples = 5;  // one round where configurations are compared
-constexpr double kSampleSeconds = 0.005, kLoadSeconds = 0.4;
+constexpr double kSampleSeconds = 0.005, kLoadSeconds = 1;
 
 double median(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + static_cast<long>(values.size() / 2), values.end());

@@ -2,7 +2,7 @@
 // shapes.
 //
 //   cuda_quik_bench [--tokens 2048,...] [--outliers 256] [--model llama-2-7b] [--configurations] [--lag 2]
-//   [--load 0.4]
+//   [--load 1]
 //
 // FP16 in and out, the quantization of the activations counted, random data, the four linears of a decoder
 // block in one graph, medians. down has floor(in / hidden) times the outlier columns. cuBLASLt's INT8 product
@@ -111,7 +111,7 @@ struct Bench {
   cuda::Device device = cuda::open_device(0);
   cuda::Stream stream;
   int lag = -1;               // of every product, where not negative
-  double load_seconds = 0.4;  // that a graph runs before it is timed
+  double load_seconds = 1;  // that a graph runs before it is timed
 
   double seconds(const std::function<void()>& enqueue) const {
     const cuda::Graph graph(stream, enqueue);
@@ -276,7 +276,7 @@ int main(int count, char** arguments) {
   std::string model;
   bool configurations = false;
   int lag = -1;
-  double load_seconds = 0.4;
+  double load_seconds = 1;
   for (int i = 1; i < count; ++i) {
     if (std::strcmp(arguments[i], "--outliers") == 0 && i + 1 < count) {
       outliers = std::atoi(arguments[++i]);
@@ -297,7 +297,7 @@ int main(int count, char** arguments) {
     } else {
       std::fprintf(stderr,
                    "usage: cuda_quik_bench [--tokens 2048,...] [--outliers 256] [--model llama-2-7b] "
-                   "[--configurations] [--lag 2] [--load 0.4]\n");
+                   "[--configurations] [--lag 2] [--load 1]\n");
       return 2;
     }
   }
