@@ -20,6 +20,7 @@
 #include "backend/cuda/device.h"
 #include "backend/cuda/probes.h"
 #include "base/error.h"
+#include "cuda_decoder_linears.h"
 #include "formats/group_int/cuda/choose.h"
 #include "formats/group_int/cuda/decode_shape.h"
 #include "formats/group_int/cuda/expand.h"
@@ -28,30 +29,15 @@ namespace nibble {
 namespace {
 
 using cuda::Buffer;
+using cuda_bench::Block;
+using cuda_bench::blocks;
+using cuda_bench::kRotatedBytes;
+using cuda_bench::Linear;
 using group_int_cuda::Choice;
 using group_int_cuda::DecodeShape;
 using group_int_cuda::Method;
 
-struct Linear {
-  int n, k;
-};
-struct Block {
-  const char* name;
-  std::vector<Linear> linears;
-};
-
-const std::vector<Block>& blocks() {
-  static const std::vector<Block> all = {
-      {"llama-2-7b", {{12288, 4096}, {4096, 4096}, {22016, 4096}, {4096, 11008}}},
-      {"llama-2-13b", {{15360, 5120}, {5120, 5120}, {27648, 5120}, {5120, 13824}}},
-      {"llama-2-70b", {{10240, 8192}, {8192, 8192}, {57344, 8192}, {8192, 28672}}},
-      {"llama-3-8b", {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}}},
-  };
-  return all;
-}
-
-constexpr size_t kRotatedBytes = size_t{400} << 20;  // more than six times the L2
-constexpr size_t kSliceBytes = size_t{256} << 20;    // of an expansion
+constexpr size_t kSliceBytes = size_t{256} << 20;  // of an expansion
 
 // Random weights that every shape takes its own from, one after another: as FP16, and as packed blocks.
 class Pool {
@@ -91,17 +77,6 @@ size_t packed_bytes(const std::vector<Linear>& linears) {
   size_t bytes = 0;
   for (const Linear& linear : linears) bytes += static_cast<size_t>(DecodeShape{linear.n, linear.k}.bytes());
   return bytes;
-}
-
-double read_bandwidth(const cuda::Device& device, const cuda::Stream& stream) {
-  const Buffer data(size_t{4} << 30), sum(4);
-  cuda::check(cuda::fill_random_bytes(data.data(), data.bytes(), 1, stream.get()), "filling");
-  const cuda::Graph graph(stream, [&] {
-    cuda::check(
-        cuda::read_all(data.data(), data.bytes(), sum.as<uint32_t>(), device.multiprocessors, stream.get()),
-        "reading");
-  });
-  return static_cast<double>(data.bytes()) / cuda::median_seconds(graph, stream, 7, 3);
 }
 
 struct Tokens {
@@ -359,7 +334,7 @@ int run(const std::vector<const Block*>& models, const std::vector<int>& token_c
         const Timing& timing) {
   const cuda::Device device = cuda::open_device(0);
   const cuda::Stream stream;
-  const double bandwidth = read_bandwidth(device, stream);
+  const double bandwidth = cuda_bench::read_bandwidth(device, stream);
   std::printf("%s, %d multiprocessors; driver %d, CUDA %d, cuBLASLt %zu; reading %.2f TB/s\n",
               device.name.c_str(), device.multiprocessors, device.driver_version, device.runtime_version,
               cuda::blas_lt_version(), 1e-12 * bandwidth);

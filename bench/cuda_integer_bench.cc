@@ -23,6 +23,7 @@
 #include "backend/cuda/blas_lt.h"
 #include "backend/cuda/device.h"
 #include "base/error.h"
+#include "cuda_decoder_linears.h"
 #include "cuda_integer_linears.h"
 #include "cuda_integer_prompts.h"
 #include "formats/quik/cuda/few_tokens.h"
@@ -47,21 +48,9 @@ const std::vector<Kind>& kinds() {
   return all;
 }
 
-constexpr size_t kRotatedBytes = size_t{400} << 20;  // more than six times the L2
 constexpr int kSamples = 11, kReplays = 10;
 
-int copies_of(size_t bytes) { return static_cast<int>(kRotatedBytes / bytes) + 1; }
-
-double read_bandwidth(const cuda::Device& device, const cuda::Stream& stream) {
-  const Buffer data(size_t{4} << 30), sum(4);
-  cuda::check(cuda::fill_random_bytes(data.data(), data.bytes(), 1, stream.get()), "filling");
-  const cuda::Graph graph(stream, [&] {
-    cuda::check(
-        cuda::read_all(data.data(), data.bytes(), sum.as<uint32_t>(), device.multiprocessors, stream.get()),
-        "reading");
-  });
-  return static_cast<double>(data.bytes()) / cuda::median_seconds(graph, stream, 7, 3);
-}
+int copies_of(size_t bytes) { return static_cast<int>(cuda_bench::kRotatedBytes / bytes) + 1; }
 
 // Seconds of a block's four FP16 products per number of tokens.
 std::vector<double> time_half(const Block& block, const std::vector<int>& token_counts,
@@ -230,7 +219,7 @@ void run_block(const Block& block, const std::vector<int>& token_counts, const s
 int run(const std::vector<int>& token_counts, const std::string& formats, bool sweep) {
   const cuda::Device device = cuda::open_device(0);
   const cuda::Stream stream;
-  const double bandwidth = read_bandwidth(device, stream);
+  const double bandwidth = cuda_bench::read_bandwidth(device, stream);
   std::printf("%s, %d multiprocessors; driver %d, CUDA %d, cuBLASLt %zu; reading %.2f TB/s\n",
               device.name.c_str(), device.multiprocessors, device.driver_version, device.runtime_version,
               cuda::blas_lt_version(), 1e-12 * bandwidth);

@@ -1,4 +1,4 @@
-// The linears that the benchmarks of integer activations multiply, and synthetic weights for them.
+// Synthetic weights for the benchmarks of integer activations.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,7 @@
 
 #include "backend/cuda/device.h"
 #include "backend/cuda/probes.h"
+#include "cuda_decoder_linears.h"
 #include "formats/group_int_a8/cuda/few_tokens.h"
 
 namespace nibble::integer_bench {
@@ -13,23 +14,9 @@ namespace nibble::integer_bench {
 using cuda::Buffer;
 using namespace group_int_a8_cuda;
 
-struct Linear {
-  int n, k;
-};
-struct Block {
-  const char* name;
-  std::vector<Linear> linears;
-};
-
-inline const std::vector<Block>& blocks() {
-  static const std::vector<Block> all = {
-      {"llama-2-7b", {{12288, 4096}, {4096, 4096}, {22016, 4096}, {4096, 11008}}},
-      {"llama-2-13b", {{15360, 5120}, {5120, 5120}, {27648, 5120}, {5120, 13824}}},
-      {"llama-2-70b", {{10240, 8192}, {8192, 8192}, {57344, 8192}, {8192, 28672}}},
-      {"llama-3-8b", {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}}},
-  };
-  return all;
-}
+using cuda_bench::Block;
+using cuda_bench::blocks;
+using cuda_bench::Linear;
 
 template <typename T>
 Buffer constants(size_t count, T value) {

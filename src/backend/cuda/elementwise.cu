@@ -5,6 +5,7 @@
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/reduce.cuh"
+#include "backend/cuda/row_eights.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -67,26 +68,16 @@ __global__ void add_kernel(float* residual, const __half* update, int64_t count)
   if (i < count) residual[i] += __half2float(update[i]);
 }
 
-__device__ inline float silu(float x) { return x / (1.0f + __expf(-x)); }
-
 // Grid (tokens, pieces of the width), 8 elements per thread.
 __global__ void silu_multiply_kernel(const __half* gate_up, int width, __half* out) {
   ptx::wait_for_previous_kernel();
   ptx::launch_dependents();
   const int i = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
   if (i >= width) return;
-  const __half* const from = gate_up + int64_t{blockIdx.x} * 2 * width + i;
-  const uint4 g = *reinterpret_cast<const uint4*>(from), u = *reinterpret_cast<const uint4*>(from + width);
-  uint4 result;
-  const __half2* const gate = reinterpret_cast<const __half2*>(&g);
-  const __half2* const up = reinterpret_cast<const __half2*>(&u);
-  __half2* const to = reinterpret_cast<__half2*>(&result);
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const float2 a = __half22float2(gate[e]), b = __half22float2(up[e]);
-    to[e] = __floats2half2_rn(silu(a.x) * b.x, silu(a.y) * b.y);
-  }
-  *reinterpret_cast<uint4*>(out + int64_t{blockIdx.x} * width + i) = result;
+  const __half* const gate = gate_up + int64_t{blockIdx.x} * 2 * width + i;
+  float x[8];
+  rows::load_gated(gate, gate + width, x);
+  rows::store_halves(x, out + int64_t{blockIdx.x} * width + i);
 }
 
 __global__ void add_bias_kernel(__half* y, int64_t y_stride, const float* bias, int n) {

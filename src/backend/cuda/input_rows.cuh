@@ -6,7 +6,6 @@
 //   ... over_row(value, team, exchange, combine) ...
 #pragma once
 
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -16,6 +15,7 @@
 #include "backend/cuda/input_cut.h"
 #include "backend/cuda/input_step.h"
 #include "backend/cuda/ptx.cuh"
+#include "backend/cuda/row_eights.cuh"
 
 namespace nibble::cuda::rows {
 
@@ -90,41 +90,6 @@ __device__ float2 over_row(float2 value, const Team& team, Exchange& exchange, c
 
 __device__ inline float2 sum_of_pairs(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }
 
-__device__ inline float silu(float x) {
-  // e^-x as __expf has it, but without the care for results below 2^-126: 1 is added to them.
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-x * 1.4426950408889634f));
-  return x * __fdividef(1.0f, 1.0f + power);
-}
-
-__device__ inline void load_floats(const float* from, float (&x)[8]) {
-  const float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
-  x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
-}
-__device__ inline void store_floats(const float (&x)[8], float* to) {
-  reinterpret_cast<float4*>(to)[0] = {x[0], x[1], x[2], x[3]};
-  reinterpret_cast<float4*>(to)[1] = {x[4], x[5], x[6], x[7]};
-}
-__device__ inline void load_halves(const __half* from, float (&x)[8]) {
-  const uint4 bits = *reinterpret_cast<const uint4*>(from);
-  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = __half22float2(reinterpret_cast<const __half2&>(words[i]));
-    x[2 * i] = pair.x;
-    x[2 * i + 1] = pair.y;
-  }
-}
-__device__ inline void store_halves(const float (&x)[8], __half* to) {
-  uint32_t words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const __half2 pair = __floats2half2_rn(x[2 * i], x[2 * i + 1]);
-    words[i] = reinterpret_cast<const uint32_t&>(pair);
-  }
-  *reinterpret_cast<uint4*>(to) = {words[0], words[1], words[2], words[3]};
-}
-
 // This thread's values of its row; zeros beyond it. The previous kernel has ended afterwards.
 template <int kVectors>
 __device__ void load_row(const NormStep& step, const Team& team, Exchange& exchange,
@@ -177,11 +142,7 @@ __device__ void load_row(const GateStep& step, const Team& team, Exchange&, floa
     for (int e = 0; e < 8; ++e) x[i][e] = 0;
     if (team.eight(i) >= team.count) continue;
     const int column = 8 * (team.first + team.eight(i));
-    float up[8];
-    load_halves(row + column, x[i]);
-    load_halves(row + team.columns + column, up);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) x[i][e] = silu(x[i][e]) * up[e];
+    load_gated(row + column, row + team.columns + column, x[i]);
   }
 }
 

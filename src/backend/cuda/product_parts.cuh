@@ -86,7 +86,7 @@ __device__ inline void load_nibbles(uint32_t (&a)[16], uint32_t from) {
 template <int kShare>
 __device__ inline void release_stage(uint32_t empty, const Lane& lane) {
   if constexpr (kShare > 1) {
-    if (lane.thread < kShare) ptx::barrier_arrive_remote(ptx::remote_address(empty, lane.thread));
+    if (lane.thread < kShare) ptx::remote_arrive(ptx::remote_address(empty, lane.thread));
   } else {
     if (lane.thread == 0) ptx::barrier_arrive(empty);
   }
@@ -145,7 +145,7 @@ __device__ inline void store_tile(const void* y_map, uint32_t staging, const Lan
       }
       ptx::store_transposed(chunk + (8 * j - first + row) * 128 + 16 * piece, m[0], m[1], m[2], m[3]);
     }
-    ptx::fence_copy_engine();
+    ptx::fence_for_copies();
     ptx::named_barrier(kStoreBarrier + lane.group, 128);
     if (lane.thread == 0) {
       ptx::tile_store(y_map, output, token + first, chunk);

@@ -32,8 +32,6 @@ template <int kPending>
 __device__ inline void wait_stores_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
-// Makes this thread's writes to shared memory visible to the copy engine.
-__device__ inline void fence_copy_engine() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Four 8 x 8 matrices of halves, held as sums of products are (lane 4 g + q: row g, columns 2 q and 2 q + 1),
 // stored transposed: lane 8 m + i gives the address of 16 bytes that receive column i of matrix m.
@@ -58,13 +56,8 @@ __device__ inline uint2 load_shared_pair(uint32_t address) {
   return v;
 }
 
-// --- to another block, whose addresses are remote_address() of the own ones (cluster.cuh)
-// Without a fence over the cluster, which costs as much as a product: it orders nothing but the reads of
-// products that have ended.
-__device__ inline void barrier_arrive_remote(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// Sends 16 bytes and tells the other block's barrier of them.
+// Sends 16 bytes to another block, whose addresses are remote_address() of the own ones (cluster.cuh), and
+// tells that block's barrier of them.
 __device__ inline void send_words(uint32_t address, int32_t w0, int32_t w1, int32_t w2, int32_t w3,
                                   uint32_t barrier) {
   asm volatile(

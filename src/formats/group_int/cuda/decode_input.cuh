@@ -102,30 +102,21 @@ __device__ void place_tokens(const cuda::NormStep& step, const TokenPlace& to, f
   }
 }
 
-template <int kTokens, typename Sync>
-__device__ void place_tokens(const cuda::GateStep& step, const TokenPlace& to, float*, const Sync&) {
-  static_assert(kTokens == 1);
-  ptx::wait_for_previous_kernel();
-  for (int column = 8 * to.thread; column < to.padded_k; column += 8 * to.threads) {
-    float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    if (column < to.k) {
-      float up[8];
-      cuda::rows::load_halves(step.gate_up + column, x);
-      cuda::rows::load_halves(step.gate_up + to.k + column, up);
-#pragma unroll
-      for (int e = 0; e < 8; ++e) x[e] = cuda::rows::silu(x[e]) * up[e];
-    }
-    place_floats(to.x, column, x);
-  }
+// Eight values from `column` of steps whose values do not depend on each other.
+__device__ inline void load_values(const cuda::GateStep& step, int k, int column, float (&x)[8]) {
+  cuda::rows::load_gated(step.gate_up + column, step.gate_up + k + column, x);
+}
+__device__ inline void load_values(const cuda::FloatStep& step, int, int column, float (&x)[8]) {
+  cuda::rows::load_floats(step.x + column, x);
 }
 
-template <int kTokens, typename Sync>
-__device__ void place_tokens(const cuda::FloatStep& step, const TokenPlace& to, float*, const Sync&) {
+template <int kTokens, typename Step, typename Sync>
+__device__ void place_tokens(const Step& step, const TokenPlace& to, float*, const Sync&) {
   static_assert(kTokens == 1);
   ptx::wait_for_previous_kernel();
   for (int column = 8 * to.thread; column < to.padded_k; column += 8 * to.threads) {
     float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    if (column < to.k) cuda::rows::load_floats(step.x + column, x);
+    if (column < to.k) load_values(step, to.k, column, x);
     place_floats(to.x, column, x);
   }
 }
