@@ -17,7 +17,7 @@ struct Cost {
   double start;  // the whole product
 };
 constexpr std::array kCosts = {
-    Cost{{128, 2, 1}, 0.45, 1.9, 3}, Cost{{128, 1, 1}, 0.44, 2.2, 3}, Cost{{128, 1, 2}, 0.46, 5.5, 0},
+    Cost{{128, 2, 1}, 0.43, 1.9, 3}, Cost{{128, 1, 1}, 0.44, 2.2, 3}, Cost{{128, 1, 2}, 0.46, 5.5, 0},
     Cost{{64, 1, 1}, 0.31, 3, 1.5},  Cost{{64, 1, 2}, 0.32, 3.8, 1},  Cost{{32, 1, 2}, 0.27, 2.9, 1.3},
 };
 constexpr std::array<GroupConfiguration, kCosts.size()> kAll = [] {
