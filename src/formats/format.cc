@@ -14,6 +14,15 @@ size_t PackedLinear::weight_bytes() const {
   return bytes;
 }
 
+int weight_bits_parameter(const PackedLinear& linear) {
+  return static_cast<int>(linear.parameter("weight_bits", 0));
+}
+
+std::map<int, double> one_multiply_add_per_weight(const PackedLinear& linear) {
+  return {{linear.format->code_bits(linear),
+           static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features)}};
+}
+
 const LinearFormat* find_format(std::string_view name) {
   for (const LinearFormat* format : all_formats()) {
     if (name == format->name) return format;

@@ -102,9 +102,7 @@ struct LinearFormat {
   // value that a kernel would index with. Throws Error naming the tensor and what was expected; afterwards
   // kernels may trust everything.
   void (*validate)(const PackedLinear& linear);
-  // The weight it stands for, as floats, row-major [n, k].
-  void (*dequantize)(const PackedLinear& linear, float* weight);
-  // Rows [first, first + count) of the same; embeddings look rows up with it.
+  // Rows [first, first + count) of the weight it stands for, as floats, row-major [count, k].
   void (*dequantize_rows)(const PackedLinear& linear, int64_t first, int64_t count, float* weight);
   // "int4xint4->int32", "int8xf32", "f32xf32".
   std::string (*arithmetic)(const PackedLinear& linear);
@@ -124,7 +122,17 @@ struct LinearFormat {
   // Holds QuantizedWeight::activation_scale; holds its integer group scales.
   bool static_activations = false;
   bool integer_scales = false;
+
+  // All rows.
+  void dequantize(const PackedLinear& linear, float* weight) const {
+    dequantize_rows(linear, 0, linear.out_features, weight);
+  }
 };
+
+// For formats whose parameters have `weight_bits`: their code_bits.
+int weight_bits_parameter(const PackedLinear& linear);
+// Where every weight is one multiply-add of the format's code_bits: its multiply_adds.
+std::map<int, double> one_multiply_add_per_weight(const PackedLinear& linear);
 
 // Every format, in no particular order.
 std::span<const LinearFormat* const> all_formats();

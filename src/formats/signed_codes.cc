@@ -1,5 +1,7 @@
 #include "formats/signed_codes.h"
 
+#include "base/error.h"
+
 namespace nibble {
 
 int64_t packed_row_bytes(int64_t columns, int weight_bits) {
@@ -26,6 +28,16 @@ void unpack_row(const uint8_t* packed, int64_t columns, int weight_bits, int8_t*
   for (int64_t j = 0; j < columns; ++j) {
     const int bits = packed[j / 2] >> (j % 2 * 4) & 0xf;
     codes[j] = static_cast<int8_t>(bits - ((bits & 8) << 1));
+  }
+}
+
+void check_unused_nibbles(const Tensor& codes, int64_t columns, int weight_bits, const std::string& linear) {
+  if (weight_bits != 4 || columns % 2 == 0) return;
+  const int64_t row_bytes = packed_row_bytes(columns, weight_bits);
+  const auto* packed = reinterpret_cast<const uint8_t*>(codes.raw());
+  for (int64_t row = 0; row < codes.dim(0); ++row) {
+    if (packed[(row + 1) * row_bytes - 1] >> 4 != 0)
+      fail("{}.codes: the unused high nibble at the end of row {} is not 0", linear, row);
   }
 }
 

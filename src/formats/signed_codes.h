@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "base/tensor.h"
@@ -14,6 +15,10 @@ int64_t packed_row_bytes(int64_t columns, int weight_bits);
 // Codes of one row, [columns], to their bytes [packed_row_bytes] and back.
 void pack_row(const int8_t* codes, int64_t columns, int weight_bits, uint8_t* packed);
 void unpack_row(const uint8_t* packed, int64_t columns, int weight_bits, int8_t* codes);
+
+// That nothing follows the last column in the rows of `codes`; throws Error naming `linear` where something
+// does.
+void check_unused_nibbles(const Tensor& codes, int64_t columns, int weight_bits, const std::string& linear);
 
 // The elements of a tensor. A copy, because tensors of a mapped file may stand at any address.
 template <typename T>

@@ -3,11 +3,11 @@
 // needed.
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <random>
 
 #include "base/half.h"
 #include "cases/linear_cases.h"
+#include "cuda_packed_slots.h"
 #include "formats/group_int_a8/cuda/few_tokens_layout.h"
 #include "formats/group_int_a8/layout.h"
 #include "formats/quik/cuda/few_tokens_layout.h"
@@ -16,12 +16,10 @@
 namespace nibble::group_int_a8_cuda {
 namespace {
 
-uint32_t word_at(const uint8_t* at) {
-  uint32_t word;
-  std::memcpy(&word, at, 4);
-  return word;
-}
-int8_t byte_of(uint32_t word, int64_t i) { return static_cast<int8_t>(word >> (8 * i)); }
+using testing::byte_of;
+using testing::Case;
+using testing::nibbles_of;
+using testing::word_at;
 
 // Registers a0 .. a3 that lane l forms for product `step` of an integer slot, by few_tokens_kernel.cuh.
 void operand(const FewTokensShape& shape, const uint8_t* slot, int64_t lane, int64_t step, uint32_t (&a)[4]) {
@@ -31,9 +29,7 @@ void operand(const FewTokensShape& shape, const uint8_t* slot, int64_t lane, int
   }
   const uint8_t* const at = slot + 512 * (step / 2) + 16 * lane + 8 * (step % 2);
   for (int i = 0; i < 2; ++i) {
-    const uint32_t word = word_at(at + 4 * i);
-    a[2 * i] = (word << 4) & 0xF0F0F0F0u;
-    a[2 * i + 1] = word & 0xF0F0F0F0u;
+    nibbles_of(word_at(at + 4 * i), a[2 * i], a[2 * i + 1]);
   }
 }
 
@@ -81,11 +77,6 @@ std::vector<uint8_t> random_codes(int64_t count) {
   return codes;
 }
 
-struct Case {
-  int64_t n, k;
-  cases::WeightSpec spec;
-};
-
 class FewTokensLayout : public ::testing::TestWithParam<Case> {};
 
 TEST_P(FewTokensLayout, ProductsOfLanesEqualPlainLoops) {
@@ -129,17 +120,7 @@ TEST_P(FewTokensLayout, ProductsOfLanesEqualPlainLoops) {
           if (rows || from >= k) continue;
           const uint8_t* const at = slot_at(weights, tile, slot) + 2048 + (part * 16 + r) * shape.scale_bytes;
           const int64_t place = own * layout.groups + from / layout.group_size;
-          uint16_t bits;
-          std::memcpy(&bits, at, 2);
-          if (weights.form == FewTokensForm::kIntegerGroups) {
-            EXPECT_EQ(bits, layout.multipliers[place]);
-          } else if (shape.scale_bytes == 2) {
-            EXPECT_EQ(f16_to_float(bits), layout.scales[place]);
-          } else {
-            float scale;
-            std::memcpy(&scale, at, 4);
-            EXPECT_EQ(scale, layout.scales[place]);
-          }
+          testing::expect_scale(weights, at, layout, place);
         }
       }
     }

@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <random>
 #include <set>
 
 #include "base/half.h"
 #include "cases/linear_cases.h"
+#include "cuda_packed_slots.h"
 #include "formats/group_int_a8/cuda/few_tokens_layout.h"
 #include "formats/group_int_a8/cuda/group_product_layout.h"
 #include "formats/group_int_a8/cuda/signed_codes.h"
@@ -19,26 +19,18 @@
 namespace nibble::group_int_a8_cuda {
 namespace {
 
-uint32_t word_at(const uint8_t* at) {
-  uint32_t word;
-  std::memcpy(&word, at, 4);
-  return word;
-}
-int8_t byte_of(uint32_t word, int i) { return static_cast<int8_t>(word >> (8 * i)); }
+using testing::byte_of;
+using testing::Case;
+using testing::nibbles_of;
+using testing::word_at;
 
-struct Case {
-  int64_t n, k;
-  cases::WeightSpec spec;
-};
 class GroupProductLayout : public ::testing::TestWithParam<Case> {};
 
 // products::load_nibbles of a lane: 16 words of a box of 16 outputs x 128 columns.
 void load_nibbles(const uint8_t* box, int lane, uint32_t (&a)[16]) {
   for (int v = 0; v < 2; ++v) {
     for (int p = 0; p < 4; ++p) {
-      const uint32_t word = word_at(box + 512 * v + 16 * lane + 4 * p);
-      a[8 * v + 2 * p] = (word << 4) & 0xF0F0F0F0u;
-      a[8 * v + 2 * p + 1] = word & 0xF0F0F0F0u;
+      nibbles_of(word_at(box + 512 * v + 16 * lane + 4 * p), a[8 * v + 2 * p], a[8 * v + 2 * p + 1]);
     }
   }
 }
@@ -90,17 +82,7 @@ TEST_P(GroupProductLayout, OperandsAndScalesOfABlockEqualPlainLoops) {
         if (from >= k) continue;
         const int64_t place = row * layout.groups + from / layout.group_size;
         const uint8_t* const at = scales + (unit * 16 + row % 16) * shape.scale_bytes;
-        uint16_t bits;
-        std::memcpy(&bits, at, 2);
-        if (weights.form == FewTokensForm::kIntegerGroups) {
-          EXPECT_EQ(bits, layout.multipliers[place]);
-        } else if (shape.scale_bytes == 2) {
-          EXPECT_EQ(f16_to_float(bits), layout.scales[place]);
-        } else {
-          float scale;
-          std::memcpy(&scale, at, 4);
-          EXPECT_EQ(scale, layout.scales[place]);
-        }
+        testing::expect_scale(weights, at, layout, place);
       }
     }
   }

@@ -7,12 +7,17 @@
 #include <limits>
 
 #include "cases/linear_cases.h"
+#include "format_testing.h"
 #include "formats/packed_checkpoint.h"
 #include "io/safetensors.h"
 #include "unit/temporary_folder.h"
 
 namespace nibble {
 namespace {
+
+using testing::enabled_kernels;
+using testing::refusal_of;
+using testing::values_of;
 
 using cases::WeightSpec;
 
@@ -40,33 +45,10 @@ QuantizedWeight integer_weight(bool amplified) {
   return weight;
 }
 
-std::vector<const LinearKernel*> enabled_kernels(const PackedLinear& linear) {
-  std::vector<const LinearKernel*> kernels;
-  for (const LinearKernel* kernel : format().kernels) {
-    if (kernel->refusal({&linear, linear.out_features}).empty()) kernels.push_back(kernel);
-  }
-  return kernels;
-}
-
-std::string refusal_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
 void expect_refusal(const std::string& message, const std::string& expected) {
   EXPECT_NE(message.find(expected), std::string::npos)
       << "'" << expected << "' is not in: '" << message << "'";
   EXPECT_NE(message.find("layers.3.up_proj"), std::string::npos) << "message: '" << message << "'";
-}
-
-template <typename T>
-std::vector<T> values_of(const PackedLinear& linear, const std::string& suffix) {
-  const auto values = linear.find(suffix)->values<T>();
-  return {values.begin(), values.end()};
 }
 
 std::vector<float> outputs(const PackedLinear& linear, const LinearKernel& kernel,

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "cases/linear_cases.h"
+#include "format_testing.h"
 #include "formats/mixed_2_4_16/layout.h"
 
 namespace nibble {
@@ -229,17 +230,8 @@ TEST(Mixed2416, KernelsOfThisMachineAreTested) {
   EXPECT_EQ(std::string(choose_kernel({&linear, 1}).kernel->name).find("sync"), std::string::npos);
 }
 
-std::string error_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
 void expect_refused(const std::function<void()>& body, const std::string& part) {
-  const std::string message = error_of(body);
+  const std::string message = testing::refusal_of(body);
   EXPECT_NE(message.find(part), std::string::npos) << "expected '" << part << "' in: " << message;
 }
 

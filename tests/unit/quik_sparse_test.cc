@@ -7,10 +7,14 @@
 #include <limits>
 
 #include "cases/linear_cases.h"
+#include "format_testing.h"
 #include "formats/packed_checkpoint.h"
 
 namespace nibble {
 namespace {
+
+using testing::refusal_of;
+using testing::values_of;
 
 const LinearFormat& quik_sparse() { return *find_format("quik_sparse"); }
 
@@ -28,21 +32,6 @@ QuantizedWeight small_weight(int weight_bits) {
   weight.outlier_columns = {2};
   weight.outlier_weights = {1.5f, -3.0f};
   return weight;
-}
-
-std::string refusal_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
-template <typename T>
-std::vector<T> values_of(const PackedLinear& linear, const std::string& suffix) {
-  const auto values = linear.find(suffix)->values<T>();
-  return {values.begin(), values.end()};
 }
 
 TEST(QuikSparseFormat, CanonicalBytesOfFourBits) {

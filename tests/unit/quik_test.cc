@@ -7,9 +7,14 @@
 #include <limits>
 
 #include "cases/linear_cases.h"
+#include "format_testing.h"
 
 namespace nibble {
 namespace {
+
+using testing::enabled_kernels;
+using testing::refusal_of;
+using testing::values_of;
 
 const LinearFormat& quik() { return *find_format("quik"); }
 
@@ -25,29 +30,6 @@ QuantizedWeight small_weight(int weight_bits, int activation_bits) {
   weight.outlier_weights = {1.5f, -3.0f};
   weight.bias = {10.0f, 20.0f};
   return weight;
-}
-
-std::vector<const LinearKernel*> enabled_kernels(const PackedLinear& linear) {
-  std::vector<const LinearKernel*> kernels;
-  for (const LinearKernel* kernel : quik().kernels) {
-    if (kernel->refusal({&linear, linear.out_features}).empty()) kernels.push_back(kernel);
-  }
-  return kernels;
-}
-
-std::string refusal_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
-template <typename T>
-std::vector<T> values_of(const PackedLinear& linear, const std::string& suffix) {
-  const auto values = linear.find(suffix)->values<T>();
-  return {values.begin(), values.end()};
 }
 
 TEST(QuikFormat, CanonicalBytesOfFourBits) {

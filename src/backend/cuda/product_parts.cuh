@@ -1,7 +1,7 @@
-// What the products of prompts share (quik/cuda/product_kernel.cuh,
-// group_int_a8/cuda/group_product_kernel.cuh): the order of tiles, the ring between the copying thread and
-// the multiplying warpgroups, and how a warpgroup's sums, 64 outputs times some tokens that lie in registers
-// as wgmma.cuh says, move to another block or to memory.
+// What the multiplying warpgroups of prompts' products share (quik/cuda/product_kernel.cuh,
+// group_int_a8/cuda/group_product_kernel.cuh): how weights come from a stage of the ring to registers, and
+// how a warpgroup's sums, 64 outputs times some tokens that lie in registers as wgmma.cuh says, move to
+// another block or to memory.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "backend/cuda/cluster.cuh"
+#include "backend/cuda/product_block.cuh"
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/tile_exchange.cuh"
 
@@ -21,30 +22,6 @@ constexpr int kStoreBarrier = 1, kLagBarrier = 3;
 __device__ inline void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-
-struct TileIndex {
-  int token, output;  // of its first element
-};
-
-// A block's tiles in an order whose neighbours in time share operands in the L2. `outputs` counts groups of
-// tiles that the blocks of a cluster take side by side.
-__device__ inline TileIndex tile_at(int index, int token_tiles, int outputs, int raster, int tile_tokens) {
-  const int group = index / (raster * outputs), first = group * raster;
-  const int height = min(raster, token_tiles - first), place = index - first * outputs;
-  return {(first + place % height) * tile_tokens, place / height};
-}
-
-template <int kStages>
-struct RingPlace {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
 
 // Which thread of which warpgroup; in its warp it is lane 4 g + q.
 struct Lane {
@@ -81,25 +58,18 @@ __device__ inline void load_nibbles(uint32_t (&a)[16], uint32_t from) {
   }
 }
 
-// Tells the producers of the kShare blocks that share tokens that this warpgroup is done with a stage, whose
-// barrier lies at `empty` in each of them.
-template <int kShare>
-__device__ inline void release_stage(uint32_t empty, const Lane& lane) {
-  if constexpr (kShare > 1) {
-    if (lane.thread < kShare) ptx::remote_arrive(ptx::remote_address(empty, lane.thread));
-  } else {
-    if (lane.thread == 0) ptx::barrier_arrive(empty);
-  }
-}
-
 // --- sums of a tile whose columns the kSplit blocks of a cluster share: each finishes kOwn tokens
 
-// Sends the sums of the others' tokens to them and takes out its own. A warpgroup's slices, (kSplit - 1) of
-// `slice` bytes, lie at `mine` (16 bytes a thread) in every block: block r's sums come to the slot (r - to)
-// mod kSplit - 1 of block `to`. Waits until all have come.
-template <int kSplit, int kOwn>
+// Sends the sums of the others' tokens to them, and adds theirs to its own by `add`, in the order of the
+// slots. At `slices` every block has (kSplit - 1) slices of `slice` bytes per warpgroup, 16 bytes a thread:
+// block r's sums come to the slot (r - to) mod kSplit - 1 of block `to`, and are counted by the warpgroup's
+// of its `barriers`.
+template <int kSplit, int kOwn, typename Add>
 __device__ inline void exchange_sums(const int32_t (&d)[kSplit * kOwn / 2], int32_t (&own)[kOwn / 2],
-                                     int rank, uint32_t mine, int slice, uint32_t barrier, const Lane& lane) {
+                                     int rank, uint32_t slices, int slice, uint32_t barriers,
+                                     const Lane& lane, const Add& add) {
+  const uint32_t mine = slices + lane.group * (kSplit - 1) * slice + 16 * lane.thread;
+  const uint32_t barrier = barriers + 8 * lane.group;
   if (lane.thread == 0) ptx::barrier_arrive_expecting(barrier, (kSplit - 1) * slice);
 #pragma unroll
   for (int to = 0; to < kSplit; ++to) {
@@ -118,9 +88,30 @@ __device__ inline void exchange_sums(const int32_t (&d)[kSplit * kOwn / 2], int3
     }
   }
   ptx::barrier_wait(barrier, 0);
+#pragma unroll
+  for (int slot = 0; slot < kSplit - 1; ++slot) {
+#pragma unroll
+    for (int j = 0; j < kOwn / 8; ++j) {
+      const uint4 words = ptx::load_shared(mine + slot * slice + 2048 * j);
+      const uint32_t others[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) own[4 * j + i] = add(own[4 * j + i], static_cast<int32_t>(others[i]));
+    }
+  }
 }
 
 // --- out
+
+// Writes sums, of which a lane's first is of (token, output), to `accumulators` [tokens, n] of the kernel's
+// arguments, shifted right by kShift.
+template <int kShift, typename Arguments, int kCount>
+__device__ inline void write_sums(const Arguments& a, const int32_t (&d)[kCount], int token, int output) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const int t = token + i / 4 * 8 + i % 2, r = output + (i % 4 >= 2 ? 8 : 0);
+    if (t < a.tokens && r < a.n) a.accumulators[int64_t{t} * a.n + r] = d[i] >> kShift;
+  }
+}
 
 // Writes a warpgroup's sums, bits of floats, as FP16 through the copy engine: chunks of tokens, transposed on
 // their way to shared memory, three in turn, so that one barrier per chunk is enough. `staging` are the

@@ -61,10 +61,6 @@ void dequantize_rows(const PackedLinear& linear, int64_t first, int64_t count, f
   }
 }
 
-void dequantize(const PackedLinear& linear, float* weight) {
-  dequantize_rows(linear, 0, linear.out_features, weight);
-}
-
 std::string arithmetic(const PackedLinear& linear) {
   switch (weight_of(linear).dtype()) {
     case DType::kF16:
@@ -80,11 +76,6 @@ int code_bits(const PackedLinear& linear) {
   return static_cast<int>(8 * dtype_size(weight_of(linear).dtype()));
 }
 
-std::map<int, double> multiply_adds(const PackedLinear& linear) {
-  return {{code_bits(linear),
-           static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features)}};
-}
-
 bool can_fuse(const PackedLinear& a, const PackedLinear& b) { return a.in_features == b.in_features; }
 
 constexpr const LinearKernel* kKernels[] = {&kDenseAvx512, &kDenseAvx2, &kDenseReference};
@@ -96,11 +87,10 @@ const LinearFormat kDenseFormat = {
     .description = "floating point, F32, F16 or BF16",
     .pack = pack,
     .validate = validate,
-    .dequantize = dequantize,
     .dequantize_rows = dequantize_rows,
     .arithmetic = arithmetic,
     .code_bits = code_bits,
-    .multiply_adds = multiply_adds,
+    .multiply_adds = one_multiply_add_per_weight,
     .can_fuse = can_fuse,
     .kernels = kKernels,
 };

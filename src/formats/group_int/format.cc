@@ -14,9 +14,6 @@ extern const LinearFormat kGroupIntFormat;
 
 namespace {
 
-// Keeps every product of sizes below far from overflow.
-constexpr int64_t kMaxFeatures = int64_t{1} << 31;
-
 bool holds_bits(int64_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
 
 int64_t group_count(int64_t columns, int64_t group_size) {
@@ -122,14 +119,8 @@ PackedLinear pack(const QuantizedWeight& weight, const std::string& name) {
 
 void validate(const PackedLinear& linear) {
   const int64_t n = linear.out_features, k = linear.in_features;
-  if (n < 1 || k < 1 || n > kMaxFeatures || k > kMaxFeatures) {
-    fail("{}: a linear of {} x {} is out of range (1 to {} each)", linear.name, n, k, kMaxFeatures);
-  }
-  for (const auto& [key, value] : linear.parameters) {
-    if (key != "weight_bits" && key != "group_size") {
-      fail("{}: unknown parameter '{}' of format group_int (value {})", linear.name, key, value);
-    }
-  }
+  check_features(linear);
+  check_no_other_parameters(linear, {"weight_bits", "group_size"});
   const int64_t bits = linear.parameter("weight_bits", 0);
   if (!holds_bits(bits))
     fail("{}: weight_bits is {}, expected 2, 3, 4 or 8 (format group_int)", linear.name, bits);
@@ -146,8 +137,7 @@ void validate(const PackedLinear& linear) {
   if (const Tensor* zeros = check_tensor(linear, "zeros", false, {DType::kU8, DType::kF32}, {n, groups})) {
     check_finite(linear, "zeros", *zeros);
   }
-  if (const Tensor* bias = check_tensor(linear, "bias", false, {DType::kF32}, {n}))
-    check_finite(linear, "bias", *bias);
+  check_bias(linear);
 
   code_stream_check_padding(linear, codes, k, static_cast<int>(bits));
 }
@@ -160,19 +150,8 @@ void dequantize_rows(const PackedLinear& linear, int64_t first, int64_t count, f
   }
 }
 
-void dequantize(const PackedLinear& linear, float* weight) {
-  dequantize_rows(linear, 0, linear.out_features, weight);
-}
-
-int code_bits(const PackedLinear& linear) { return static_cast<int>(linear.parameter("weight_bits", 0)); }
-
 std::string arithmetic(const PackedLinear& linear) {
-  return format_text("int{}xf32->f32", code_bits(linear));
-}
-
-std::map<int, double> multiply_adds(const PackedLinear& linear) {
-  return {{code_bits(linear),
-           static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features)}};
+  return format_text("int{}xf32->f32", weight_bits_parameter(linear));
 }
 
 bool can_fuse(const PackedLinear& a, const PackedLinear& b) {
@@ -194,11 +173,10 @@ const LinearFormat kGroupIntFormat = {
     .description = "integer weights of 2, 3, 4 or 8 bits with a scale per row or group, float activations",
     .pack = pack,
     .validate = validate,
-    .dequantize = dequantize,
     .dequantize_rows = dequantize_rows,
     .arithmetic = arithmetic,
-    .code_bits = code_bits,
-    .multiply_adds = multiply_adds,
+    .code_bits = weight_bits_parameter,
+    .multiply_adds = one_multiply_add_per_weight,
     .can_fuse = can_fuse,
     .kernels = kKernels,
     .f16_scales = true,

@@ -12,6 +12,7 @@
 #include "base/half.h"
 #include "formats/group_int_a8/layout.h"
 #include "formats/signed_codes.h"
+#include "formats/tensor_checks.h"
 
 namespace nibble {
 
@@ -24,8 +25,6 @@ extern const LinearKernel kAvx512VnniKernel, kAvxVnniKernel, kAvx2Kernel, kRefer
 namespace {
 
 constexpr const char* kFormatName = "group_int_a8";
-// Keeps every product of sizes below far from overflow.
-constexpr int64_t kMaxFeatures = int64_t{1} << 31;
 constexpr int64_t kMaxAmplifier = int64_t{1} << 24;
 constexpr int64_t kMaxSum = (int64_t{1} << 31) - 1;
 constexpr int64_t kTopActivation = 127;
@@ -154,40 +153,6 @@ PackedLinear pack(const QuantizedWeight& weight, const std::string& name) {
 
 // --- validation
 
-// Types and shape of a tensor that must be there.
-const Tensor& check_tensor(const PackedLinear& linear, const char* suffix, std::initializer_list<DType> types,
-                           const Shape& shape) {
-  std::string expected;
-  for (const DType type : types) expected += (expected.empty() ? "" : " or ") + std::string(dtype_name(type));
-  const Tensor* tensor = linear.find(suffix);
-  if (tensor == nullptr)
-    fail("{}.{}: missing (expected {} {})", linear.name, suffix, expected, to_string(shape));
-  if (std::find(types.begin(), types.end(), tensor->dtype()) == types.end() || tensor->shape() != shape) {
-    fail("{}.{}: is {} {}, expected {} {}", linear.name, suffix, dtype_name(tensor->dtype()),
-         to_string(tensor->shape()), expected, to_string(shape));
-  }
-  return *tensor;
-}
-
-template <typename T>
-T value_at(const Tensor& tensor, int64_t index) {
-  T value;
-  std::memcpy(&value, tensor.raw() + index * static_cast<int64_t>(sizeof(T)), sizeof(T));
-  return value;
-}
-
-void check_values(const PackedLinear& linear, const char* suffix, const Tensor& tensor, float lowest,
-                  const char* expected) {
-  for (int64_t i = 0; i < tensor.elements(); ++i) {
-    const float value = tensor.dtype() == DType::kF16 ? f16_to_float(value_at<uint16_t>(tensor, i))
-                                                      : value_at<float>(tensor, i);
-    if (std::isfinite(value) && value >= lowest) continue;
-    fail("{}.{}: value {} is {}, expected {}", linear.name, suffix, i, value, expected);
-  }
-}
-
-constexpr const char* kNotNegative = "a finite number that is not negative";
-
 void check_parameters(const PackedLinear& linear) {
   const int64_t kind = linear.parameter("scale_kind", 0);
   const auto check = [&](const char* key, bool good, const char* expected) {
@@ -252,9 +217,7 @@ void check_sums(const PackedLinear& linear) {
 
 void validate(const PackedLinear& linear) {
   const int64_t n = linear.out_features, k = linear.in_features;
-  if (n < 1 || k < 1 || n > kMaxFeatures || k > kMaxFeatures) {
-    fail("{}: a linear of {} x {} is out of range (1 to {} each)", linear.name, n, k, kMaxFeatures);
-  }
+  check_features(linear);
   check_parameters(linear);
   const int bits = static_cast<int>(linear.parameter("weight_bits", 0));
   const int64_t group_size = linear.parameter("group_size", 0);
@@ -264,32 +227,31 @@ void validate(const PackedLinear& linear) {
          kFormatName, kMaxGroupColumns);
   }
   const int64_t groups = group_count(k, group_size), row_bytes = packed_row_bytes(k, bits);
-  const Tensor& codes = check_tensor(linear, "codes", {bits == 4 ? DType::kU8 : DType::kI8}, {n, row_bytes});
+  const Tensor& codes =
+      require_tensor(linear, "codes", {bits == 4 ? DType::kU8 : DType::kI8}, {n, row_bytes});
 
   std::vector<std::string_view> known = {"codes", "activation_scale", "bias"};
   const auto kind = static_cast<ScaleKind>(linear.parameter("scale_kind", 0));
   if (kind == ScaleKind::kFloat) {
-    check_values(linear, "scales", check_tensor(linear, "scales", {DType::kF16, DType::kF32}, {n, groups}), 0,
-                 kNotNegative);
+    require_not_negative(linear, "scales",
+                         require_tensor(linear, "scales", {DType::kF16, DType::kF32}, {n, groups}));
     known.push_back("scales");
   } else {
     const bool wide = kind == ScaleKind::kInteger;
-    check_tensor(linear, "multipliers", {wide ? DType::kU16 : DType::kU8}, {n, groups});
+    require_tensor(linear, "multipliers", {wide ? DType::kU16 : DType::kU8}, {n, groups});
     known.push_back("multipliers");
     if (!wide) {
-      check_values(linear, "row_scales", check_tensor(linear, "row_scales", {DType::kF32}, {n}), 0,
-                   kNotNegative);
+      require_not_negative(linear, "row_scales", require_tensor(linear, "row_scales", {DType::kF32}, {n}));
       known.push_back("row_scales");
     }
   }
   if (linear.find("activation_scale") != nullptr) {
-    const Tensor& scale = check_tensor(linear, "activation_scale", {DType::kF32}, {1});
-    check_values(linear, "activation_scale", scale, std::numeric_limits<float>::min(),
-                 "a positive normal number");
+    const Tensor& scale = require_tensor(linear, "activation_scale", {DType::kF32}, {1});
+    require_values(linear, "activation_scale", scale, std::numeric_limits<float>::min(),
+                   "a positive normal number");
   }
   if (linear.find("bias") != nullptr) {
-    check_values(linear, "bias", check_tensor(linear, "bias", {DType::kF32}, {n}),
-                 std::numeric_limits<float>::lowest(), "a finite number");
+    require_finite(linear, "bias", require_tensor(linear, "bias", {DType::kF32}, {n}));
   }
   for (const auto& [suffix, tensor] : linear.tensors) {
     if (std::find(known.begin(), known.end(), suffix) == known.end()) {
@@ -297,13 +259,7 @@ void validate(const PackedLinear& linear) {
            kFormatName, linear.parameter("scale_kind", 0));
     }
   }
-  if (bits == 4 && k % 2 != 0) {
-    for (int64_t row = 0; row < n; ++row) {
-      if (value_at<uint8_t>(codes, (row + 1) * row_bytes - 1) >> 4 != 0) {
-        fail("{}.codes: the unused high nibble at the end of row {} is not 0", linear.name, row);
-      }
-    }
-  }
+  check_unused_nibbles(codes, k, bits, linear.name);
   if (kind != ScaleKind::kFloat) check_sums(linear);
 }
 
@@ -323,19 +279,8 @@ void dequantize_rows(const PackedLinear& linear, int64_t first, int64_t count, f
   }
 }
 
-void dequantize(const PackedLinear& linear, float* weight) {
-  dequantize_rows(linear, 0, linear.out_features, weight);
-}
-
-int code_bits(const PackedLinear& linear) { return static_cast<int>(linear.parameter("weight_bits", 0)); }
-
 std::string arithmetic(const PackedLinear& linear) {
-  return format_text("int{}xint8->int32", code_bits(linear));
-}
-
-std::map<int, double> multiply_adds(const PackedLinear& linear) {
-  return {{code_bits(linear),
-           static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features)}};
+  return format_text("int{}xint8->int32", weight_bits_parameter(linear));
 }
 
 bool can_fuse(const PackedLinear& a, const PackedLinear& b) {
@@ -362,11 +307,10 @@ const LinearFormat kGroupIntA8Format = {
         "integer products of 4 or 8 bit weights in groups and 8-bit activations, static or per token",
     .pack = group_int_a8::pack,
     .validate = group_int_a8::validate,
-    .dequantize = group_int_a8::dequantize,
     .dequantize_rows = group_int_a8::dequantize_rows,
     .arithmetic = group_int_a8::arithmetic,
-    .code_bits = group_int_a8::code_bits,
-    .multiply_adds = group_int_a8::multiply_adds,
+    .code_bits = weight_bits_parameter,
+    .multiply_adds = one_multiply_add_per_weight,
     .can_fuse = group_int_a8::can_fuse,
     .kernels = group_int_a8::kKernels,
     .f16_scales = true,

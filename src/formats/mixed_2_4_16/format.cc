@@ -348,8 +348,7 @@ void validate(const PackedLinear& linear) {
   check_finite(linear, "scales", required(linear, "scales", DType::kF16, {tiles, shares, kMixedTile}));
   required(linear, "zeros", DType::kU8, {tiles, shares, 8});
   if (sparse) check_sparse(linear);
-  if (const Tensor* bias = check_tensor(linear, "bias", false, {DType::kF32}, {n}))
-    check_finite(linear, "bias", *bias);
+  check_bias(linear);
   check_padding(linear, mixed_layout(linear));
 }
 
@@ -367,10 +366,6 @@ void dequantize_rows(const PackedLinear& linear, int64_t first, int64_t count, f
           f16_to_float(layout.sparse_values[entry]);
     }
   }
-}
-
-void dequantize(const PackedLinear& linear, float* weight) {
-  dequantize_rows(linear, 0, linear.out_features, weight);
 }
 
 // Real columns (without padding) in 4-bit groups.
@@ -413,7 +408,6 @@ const LinearFormat kMixed2416Format = {
         "2- and 4-bit weights in groups of 16 columns with two orders of scales, single weights in 16 bit",
     .pack = pack,
     .validate = validate,
-    .dequantize = dequantize,
     .dequantize_rows = dequantize_rows,
     .arithmetic = [](const PackedLinear&) { return std::string("int2/4xf32->f32"); },
     .code_bits = [](const PackedLinear&) { return 2; },

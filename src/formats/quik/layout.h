@@ -43,7 +43,6 @@ TokenRange quantize_token(const float* x, std::span<const int32_t> columns, int 
 // quik_sparse has them too. Linears fuse when they share their input's outlier columns, whatever the order of
 // the others.
 std::string arithmetic(const PackedLinear& linear);
-int code_bits(const PackedLinear& linear);
 std::map<int, double> multiply_adds(const PackedLinear& linear);
 bool can_fuse(const PackedLinear& a, const PackedLinear& b);
 

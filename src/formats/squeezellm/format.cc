@@ -26,8 +26,6 @@ bool f16_holds_levels(const float* levels, int64_t count) {
 
 namespace {
 
-// Keeps every product of sizes below far from overflow.
-constexpr int64_t kMaxFeatures = int64_t{1} << 31;
 constexpr int64_t kMaxSparseFeatures = int64_t{1} << 16;  // columns are U16
 
 bool holds_bits(int64_t bits) { return bits >= 2 && bits <= 4; }
@@ -197,14 +195,8 @@ void validate_sparse(const PackedLinear& linear, int64_t entries, DType value_ty
 
 void validate(const PackedLinear& linear) {
   const int64_t n = linear.out_features, k = linear.in_features;
-  if (n < 1 || k < 1 || n > kMaxFeatures || k > kMaxFeatures) {
-    fail("{}: a linear of {} x {} is out of range (1 to {} each)", linear.name, n, k, kMaxFeatures);
-  }
-  for (const auto& [key, value] : linear.parameters) {
-    if (key != "weight_bits" && key != "sparse_values") {
-      fail("{}: unknown parameter '{}' of format squeezellm (value {})", linear.name, key, value);
-    }
-  }
+  check_features(linear);
+  check_no_other_parameters(linear, {"weight_bits", "sparse_values"});
   const int64_t bits = linear.parameter("weight_bits", 0);
   if (!holds_bits(bits))
     fail("{}: weight_bits is {}, expected 2, 3 or 4 (format squeezellm)", linear.name, bits);
@@ -222,8 +214,7 @@ void validate(const PackedLinear& linear) {
       *check_tensor(linear, "codebooks", true, {DType::kF16, DType::kF32}, {n, int64_t{1} << bits});
   check_finite(linear, "codebooks", codebooks);
   validate_sparse(linear, entries, codebooks.dtype());
-  if (const Tensor* bias = check_tensor(linear, "bias", false, {DType::kF32}, {n}))
-    check_finite(linear, "bias", *bias);
+  check_bias(linear);
   code_stream_check_padding(linear, codes, k, static_cast<int>(bits));
 }
 
@@ -235,27 +226,22 @@ void dequantize_rows(const PackedLinear& linear, int64_t first, int64_t count, f
   }
 }
 
-void dequantize(const PackedLinear& linear, float* weight) {
-  dequantize_rows(linear, 0, linear.out_features, weight);
-}
-
-int code_bits(const PackedLinear& linear) { return static_cast<int>(linear.parameter("weight_bits", 0)); }
-
 std::string arithmetic(const PackedLinear& linear) {
-  return format_text("lut{}xf32->f32", code_bits(linear));
+  return format_text("lut{}xf32->f32", weight_bits_parameter(linear));
 }
 
 // A corrected weight counts as one of its own 16 bits, not as one more multiply-add.
 std::map<int, double> multiply_adds(const PackedLinear& linear) {
   const auto all = static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
   const auto sparse = static_cast<double>(linear.parameter("sparse_values", 0));
-  std::map<int, double> adds = {{code_bits(linear), all - sparse}};
+  std::map<int, double> adds = {{weight_bits_parameter(linear), all - sparse}};
   if (sparse > 0) adds[16] = sparse;
   return adds;
 }
 
 bool can_fuse(const PackedLinear& a, const PackedLinear& b) {
-  return a.format == b.format && a.in_features == b.in_features && code_bits(a) == code_bits(b);
+  return a.format == b.format && a.in_features == b.in_features &&
+         weight_bits_parameter(a) == weight_bits_parameter(b);
 }
 
 constexpr std::array kKernels = {&kSqueezellmAvx512Vbmi, &kSqueezellmAvx512, &kSqueezellmAvx2,
@@ -269,10 +255,9 @@ const LinearFormat kSqueezellmFormat = {
         "2-, 3- and 4-bit codes into a table of levels per row, single weights corrected, float activations",
     .pack = pack,
     .validate = validate,
-    .dequantize = dequantize,
     .dequantize_rows = dequantize_rows,
     .arithmetic = arithmetic,
-    .code_bits = code_bits,
+    .code_bits = weight_bits_parameter,
     .multiply_adds = multiply_adds,
     .can_fuse = can_fuse,
     .kernels = kKernels,

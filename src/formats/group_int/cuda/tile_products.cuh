@@ -9,7 +9,6 @@
 
 #include "backend/cuda/cluster.cuh"
 #include "backend/cuda/ptx.cuh"
-#include "backend/cuda/tile_exchange.cuh"
 #include "backend/cuda/wgmma.cuh"
 #include "backend/cuda/wgmma_registers.cuh"
 #include "formats/group_int/cuda/decode_shape.h"
@@ -71,7 +70,7 @@ class RingReader {
     __syncwarp();
     const uint32_t empty = full_ + 8 * (T::kStages + previous);
     if constexpr (T::kShare > 1) {
-      if (held && lane_ < T::kShare) ptx::barrier_arrive_remote(ptx::remote_address(empty, lane_));
+      if (held && lane_ < T::kShare) ptx::remote_arrive(ptx::remote_address(empty, lane_));
     } else {
       if (held && lane_ == 0) ptx::barrier_arrive(empty);
     }

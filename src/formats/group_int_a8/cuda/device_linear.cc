@@ -11,19 +11,12 @@
 #include "formats/group_int_a8/cuda/few_tokens_layout.h"
 #include "formats/group_int_a8/cuda/group_product.h"
 #include "formats/group_int_a8/cuda/quantize_step.h"
+#include "formats/group_int_a8/cuda/uploaded_weights.h"
 #include "formats/group_int_a8/layout.h"
 #include "formats/quik/cuda/product.h"
 
 namespace nibble::group_int_a8_cuda {
 namespace {
-
-template <typename T>
-cuda::Buffer uploaded(const std::vector<T>& values) {
-  if (values.empty()) return {};
-  cuda::Buffer buffer(sizeof(T) * values.size());
-  buffer.upload(values.data(), sizeof(T) * values.size());
-  return buffer;
-}
 
 // Up to so many tokens the kernel that reads every weight once is the faster one (bench/results/h100).
 constexpr int kFewTokens = 16;
@@ -34,15 +27,9 @@ class A8Linear final : public cuda::DeviceLinear {
   A8Linear(std::span<const PackedLinear* const> linears, const cuda::Device& device, ThreadPool& pool)
       : k_(linears.front()->in_features),
         activation_scale_(group_int_a8::read_layout(*linears.front()).activation_scale),
-        multiprocessors_(device.multiprocessors) {
-    const FewTokensWeights packed = pack_for_few_tokens(linears, &pool);
-    weights_.form = packed.form;
-    weights_.shape = packed.shape;
-    slots_ = uploaded(packed.slots);
-    row_scales_ = uploaded(packed.row_scales);
-    code_sums_ = uploaded(packed.code_sums);
-    bias_ = uploaded(packed.bias);
-    point();
+        multiprocessors_(device.multiprocessors),
+        memory_(pack_for_few_tokens(linears, &pool)),
+        weights_(memory_.operand()) {
     for (size_t i = 0; i < std::size(kPlannedTokens); ++i)
       plans_[i] = plan_few_tokens(weights_, kPlannedTokens[i], multiprocessors_);
   }
@@ -98,31 +85,16 @@ class A8Linear final : public cuda::DeviceLinear {
     return {tokens <= kFewTokens ? "a8-few-tokens" : prompt, std::move(arithmetic)};
   }
 
-  size_t bytes() const override {
-    size_t total = 0;
-    for (const cuda::Buffer* buffer : {&slots_, &row_scales_, &code_sums_, &bias_}) total += buffer->bytes();
-    return total;
-  }
+  size_t bytes() const override { return memory_.bytes(); }
 
  private:
   A8Linear(const A8Linear& other)
       : k_(other.k_),
         activation_scale_(other.activation_scale_),
         multiprocessors_(other.multiprocessors_),
-        slots_(other.slots_.clone()),
-        row_scales_(other.row_scales_.clone()),
-        code_sums_(other.code_sums_.clone()),
-        bias_(other.bias_.clone()),
-        weights_(other.weights_) {
+        memory_(other.memory_),
+        weights_(memory_.operand()) {
     std::copy(std::begin(other.plans_), std::end(other.plans_), plans_);
-    point();
-  }
-
-  void point() {
-    weights_.slots = slots_.as<uint8_t>();
-    weights_.row_scales = row_scales_.bytes() > 0 ? row_scales_.as<float>() : nullptr;
-    weights_.code_sums = code_sums_.bytes() > 0 ? code_sums_.as<int32_t>() : nullptr;
-    weights_.bias = bias_.as<float>();
   }
 
   bool rows() const { return weights_.form == FewTokensForm::kRows; }
@@ -181,8 +153,8 @@ class A8Linear final : public cuda::DeviceLinear {
   int64_t k_ = 0;
   float activation_scale_ = 0;
   int multiprocessors_ = 0;
-  cuda::Buffer slots_, row_scales_, code_sums_, bias_;
-  FewTokensOperand weights_;
+  UploadedWeights memory_;
+  FewTokensOperand weights_;  // in memory_
   FewTokensPlan plans_[std::size(kPlannedTokens)];
 };
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <span>
 
+#include "backend/cuda/product_launch.h"
 #include "formats/group_int_a8/cuda/few_tokens.h"
 
 namespace nibble::group_int_a8_cuda {
@@ -29,11 +30,7 @@ cudaError_t launch_quantize_prompt(const __half* x, int tokens, int k, float act
                                    const PromptActivations& out, cudaStream_t stream);
 
 // How a product uses the chip.
-struct GroupConfiguration {
-  int tile_tokens;  // times 128 outputs, per block
-  int share;        // blocks of a cluster that share the tokens' codes (1 or 2)
-  int split;        // blocks of a cluster that share the columns (1 or 2)
-};
+using GroupConfiguration = products::Tiling;
 // What there is for these weights.
 std::span<const GroupConfiguration> group_configurations(const FewTokensOperand& weights);
 // The one that should be fastest (group_product_choose.cc).
@@ -54,10 +51,7 @@ class GroupProduct {
   cudaError_t launch(int32_t* accumulators, cudaStream_t stream) const;
 
  private:
-  GroupConfiguration configuration_;
-  int blocks_ = 0, shared_bytes_ = 0;
-  const void* kernel_ = nullptr;
-  alignas(64) unsigned char arguments_[1024];  // a GroupProductArguments (group_product_kernels.h)
+  products::PreparedProduct prepared_;  // with GroupProductArguments (group_product_kernels.h)
 };
 
 }  // namespace nibble::group_int_a8_cuda

@@ -29,11 +29,9 @@ constexpr std::array<GroupConfiguration, kCosts.size()> kAll = [] {
 constexpr std::array kFew = {GroupConfiguration{128, 1, 1}, GroupConfiguration{64, 1, 2}};
 
 double microseconds(const Cost& cost, int tokens, const FewTokensShape& shape, int multiprocessors) {
-  const auto up = [](int64_t value, int64_t unit) { return (value + unit - 1) / unit; };
   const GroupConfiguration& c = cost.configuration;
-  const int64_t tiles = up(tokens, c.tile_tokens) * up(shape.n, int64_t{kTileOutputs} * c.share);
-  const int64_t rounds = up(tiles, multiprocessors / (c.share * c.split));
-  const int64_t blocks = up(up(shape.columns, kBlockColumns), c.split);
+  const int64_t rounds = c.rounds(tokens, shape.n, multiprocessors);
+  const int64_t blocks = products::divided_up(products::divided_up(shape.columns, kBlockColumns), c.split);
   return cost.start + static_cast<double>(rounds) * (cost.tile + cost.block * static_cast<double>(blocks));
 }
 
@@ -50,11 +48,7 @@ GroupConfiguration choose_group_configuration(int tokens, const FewTokensOperand
   const Cost* best = nullptr;
   double least = 0;
   for (const Cost& cost : kCosts) {
-    const auto is_it = [&](const GroupConfiguration& c) {
-      return c.tile_tokens == cost.configuration.tile_tokens && c.share == cost.configuration.share &&
-             c.split == cost.configuration.split;
-    };
-    if (std::none_of(offered.begin(), offered.end(), is_it)) continue;
+    if (std::find(offered.begin(), offered.end(), cost.configuration) == offered.end()) continue;
     const double time = microseconds(cost, tokens, weights.shape, multiprocessors);
     if (best == nullptr || time < least) {
       best = &cost;

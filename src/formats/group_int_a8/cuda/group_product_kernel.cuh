@@ -23,6 +23,7 @@
 
 namespace nibble::group_int_a8_cuda {
 
+using products::kConsumers;
 using products::Lane;
 using products::RingPlace;
 using products::TileIndex;
@@ -35,37 +36,27 @@ struct GroupProductKernel {
   static constexpr bool kIntegers = kScale == GroupScale::kMultiplier;
   static constexpr GroupProductSizes kSizes = {kTokens, kShare, kSplit, kGroupSteps,
                                                kScale == GroupScale::kFloat ? 4 : 2};
-  static constexpr int kStages = kSizes.stages(), kOwn = kSizes.own_tokens(), kCluster = kShare * kSplit;
+  static constexpr int kStages = kSizes.stages(), kOwn = kSizes.own_tokens();
   static constexpr int kHalf = kTokens / 2, kUnits = 4 / kGroupSteps;  // groups in a block of columns
   // With smaller groups scaling takes longer than the products, and waiting for a turn only holds it up.
   static constexpr bool kTurns = kUnits == 1;
-  static_assert(kShare == 1 || kSplit == 1);
   static_assert(kStages >= 4 && kSizes.chunk() * 3 % 1024 == 0 && kOwn % kSizes.chunk_tokens() == 0);
 
-  struct Barriers {
-    uint64_t full[kStages], empty[kStages], scales_full[2], scales_empty[2], slices[kConsumers];
-  };
+  using Walk = products::Walk<GroupProductArguments, kTokens, kShare, kSplit>;
+  using Barriers = products::Barriers<kStages>;
   // Addresses in shared memory, and this block's place.
   struct Block {
     const GroupProductArguments& arguments;
-    uint32_t ring, group_scales, staging, slices, token_scales, full, empty, scales_full, scales_empty,
-        slices_full;
-    int rank, token_tiles, output_groups, first_block, blocks;
+    products::BarrierAddresses barriers;
+    products::Part part;
+    Walk walk;
+    uint32_t ring, group_scales, staging, slices, token_scales;
 
     __device__ uint32_t weights(int stage) const {
       return ring + stage * (kSizes.weights() + kSizes.codes());
     }
     __device__ uint32_t codes(int stage) const { return weights(stage) + kSizes.weights(); }
     __device__ uint32_t scales(int stage) const { return group_scales + stage * kSizes.scales(); }
-    __device__ int tiles() const { return token_tiles * output_groups; }
-    __device__ TileIndex tile(int index) const {
-      TileIndex tile = products::tile_at(index, token_tiles, output_groups, arguments.raster, kTokens);
-      tile.output = (tile.output * kShare + (kShare > 1 ? rank : 0)) * kTileOutputs;
-      return tile;
-    }
-    __device__ int own_token(const TileIndex& tile) const {
-      return tile.token + (kSplit > 1 ? rank * kOwn : 0);
-    }
   };
 
   // --- the producing thread
@@ -73,8 +64,8 @@ struct GroupProductKernel {
   __device__ static void expect_and_copy_weights(const Block& b, const TileIndex& tile, int block,
                                                  int stage) {
     const GroupProductArguments& a = b.arguments;
-    const uint32_t barrier = b.full + 8 * stage;
-    const int place = b.first_block + block, slot = place / 2 * a.slot_units, second = place % 2;
+    const uint32_t barrier = b.barriers.full + 8 * stage;
+    const int place = b.part.first_block + block, slot = place / 2 * a.slot_units, second = place % 2;
     ptx::barrier_arrive_expecting(barrier, kSizes.stage());
     ptx::tile_copy(b.weights(stage), &a.weights, slot + second * (kSizes.weight_box() / 8), tile.output / 16,
                    barrier);
@@ -82,49 +73,16 @@ struct GroupProductKernel {
                    tile.output / 16, barrier);
   }
   __device__ static void copy_codes(const Block& b, const TileIndex& tile, int block, int stage) {
-    const uint32_t barrier = b.full + 8 * stage;
-    const int column = (b.first_block + block) * kBlockColumns;
-    if constexpr (kShare > 1) {
-      constexpr int kPart = kTokens / kShare;
-      ptx::tile_copy_to_blocks(b.codes(stage) + b.rank * kPart * kBlockColumns, &b.arguments.codes, column,
-                               tile.token + b.rank * kPart, barrier, (1 << kShare) - 1);
-    } else {
-      ptx::tile_copy(b.codes(stage), &b.arguments.codes, column, tile.token, barrier);
-    }
+    const uint32_t barrier = b.barriers.full + 8 * stage;
+    const int column = (b.part.first_block + block) * kBlockColumns;
+    products::copy_tokens<kTokens, kShare>(b.codes(stage), &b.arguments.codes, column, tile.token,
+                                           b.part.rank, kBlockColumns, barrier);
   }
-
   __device__ static void produce(const Block& b) {
-    const GroupProductArguments& a = b.arguments;
-    const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
-    // Weights depend on no other kernel: the first ones are on their way before the previous kernel ends.
-    const int early = min(b.blocks, kStages);
-    if (first < b.tiles()) {
-      for (int block = 0; block < early; ++block) expect_and_copy_weights(b, b.tile(first), block, block);
-    }
-    ptx::wait_for_previous_kernel();
-    RingPlace<kStages> place = {0, 1};
-    int turn = 0;
-    uint32_t scales_parity = 1;
-    for (int index = first; index < b.tiles(); index += step) {
-      const TileIndex tile = b.tile(index);
-      {
-        const int token = b.own_token(tile), count = min(kOwn, a.tokens - token);
-        const uint32_t barrier = b.scales_full + 8 * turn, bytes = count > 0 ? (count + 3) / 4 * 16 : 0;
-        ptx::barrier_wait(b.scales_empty + 8 * turn, scales_parity);
-        ptx::barrier_arrive_expecting(barrier, bytes);
-        if (bytes > 0) {
-          ptx::bulk_copy(b.token_scales + turn * 4 * kOwn, a.token_scales + token, bytes, barrier);
-        }
-        turn ^= 1;
-        if (turn == 0) scales_parity ^= 1;
-      }
-      for (int block = 0; block < b.blocks; ++block) {
-        ptx::barrier_wait(b.empty + 8 * place.stage, place.parity);
-        if (index != first || block >= early) expect_and_copy_weights(b, tile, block, place.stage);
-        copy_codes(b, tile, block, place.stage);
-        place.advance();
-      }
-    }
+    products::produce<kStages>(
+        b.walk, b.barriers, b.part.blocks, b.token_scales, {b.arguments.token_scales},
+        [&](const TileIndex& tile, int block, int stage) { expect_and_copy_weights(b, tile, block, stage); },
+        [&](const TileIndex& tile, int block, int stage) { copy_codes(b, tile, block, stage); });
   }
 
   // --- the multiplying warpgroups
@@ -226,7 +184,7 @@ struct GroupProductKernel {
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) {
       stages[i] = place.stage;
-      ptx::barrier_wait(b.full + 8 * place.stage, place.parity);
+      ptx::barrier_wait(b.barriers.full + 8 * place.stage, place.parity);
       place.advance();
     }
     load(b, lane, stages[0], blocks[0]);
@@ -251,7 +209,7 @@ struct GroupProductKernel {
       ptx::fence_registers(high);
       if constexpr (kEndsBlock) {
         ptx::fence_registers(blocks[kBlock].weights.a);
-        products::release_stage<kShare>(b.empty + 8 * stages[kBlock], lane);
+        products::release_stage<kShare>(b.barriers.empty + 8 * stages[kBlock], lane.thread);
       }
       accumulate<kHalf / 2>(total, high, scales);
       if constexpr (!kLast) issue<kNext % kUnits>(high, next.weights, next.codes_high);
@@ -267,29 +225,13 @@ struct GroupProductKernel {
   __device__ static void multiply(const Block& b, const Lane& lane, RingPlace<kStages>& place,
                                   int32_t (&total)[kTokens / 2]) {
     int block = 0;
-    for (; block + 1 < b.blocks; block += 2) add_blocks<2>(b, lane, place, total);
-    if (block < b.blocks) add_blocks<1>(b, lane, place, total);
+    for (; block + 1 < b.part.blocks; block += 2) add_blocks<2>(b, lane, place, total);
+    if (block < b.part.blocks) add_blocks<1>(b, lane, place, total);
   }
 
   __device__ static int32_t add(int32_t a, int32_t b) {
     return kIntegers ? a + b : __float_as_int(__int_as_float(a) + __int_as_float(b));
   }
-  // Adds up both blocks' totals of this block's part of the tokens.
-  __device__ static void exchange(const Block& b, const Lane& lane, const int32_t (&total)[kTokens / 2],
-                                  int32_t (&own)[kOwn / 2]) {
-    static_assert(kSplit == 2);
-    const uint32_t mine = b.slices + lane.group * kSizes.slice() + 16 * lane.thread;
-    products::exchange_sums<kSplit, kOwn>(total, own, b.rank, mine, kSizes.slice(),
-                                          b.slices_full + 8 * lane.group, lane);
-#pragma unroll
-    for (int j = 0; j < kOwn / 8; ++j) {
-      const uint4 words = ptx::load_shared(mine + 2048 * j);
-      const uint32_t others[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) own[4 * j + i] = add(own[4 * j + i], static_cast<int32_t>(others[i]));
-    }
-  }
-
   // What belongs to the two outputs of a lane.
   struct Rows {
     float scale[2], bias[2];
@@ -308,15 +250,6 @@ struct GroupProductKernel {
           inside && a.bias != nullptr ? *static_cast<const volatile float*>(a.bias + output + 8 * i) : 0.0f;
     }
     return rows;
-  }
-
-  __device__ static void write_accumulators(const GroupProductArguments& a, const int32_t (&d)[kOwn / 2],
-                                            int token, int output) {
-#pragma unroll
-    for (int i = 0; i < kOwn / 2; ++i) {
-      const int t = token + i / 4 * 8 + i % 2, r = output + (i % 4 >= 2 ? 8 : 0);
-      if (t < a.tokens && r < a.n) a.accumulators[int64_t{t} * a.n + r] = d[i];
-    }
   }
 
   // Totals become the bits of outputs: scale_t scale_r total + bias_r.
@@ -339,11 +272,11 @@ struct GroupProductKernel {
     const Lane lane = Lane::mine();
     RingPlace<kStages> place;
     int count = 0;  // of tiles before
-    const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
+    const int first = b.walk.first(), step = b.walk.step();
     if (lane.group == 1) give_turn(lane);
-    for (int index = first; index < b.tiles(); index += step, ++count) {
-      const TileIndex tile = b.tile(index);
-      const int token = b.own_token(tile), output = tile.output + 64 * lane.group;
+    for (int index = first; index < b.walk.tiles(); index += step, ++count) {
+      const TileIndex tile = b.walk.tile(index);
+      const int token = b.walk.own_token(tile), output = tile.output + 64 * lane.group;
       const Rows rows = load_rows(a, output + 16 * lane.warp + lane.g);
       int32_t total[kTokens / 2];
 #pragma unroll
@@ -351,19 +284,20 @@ struct GroupProductKernel {
       multiply(b, lane, place, total);
       const auto finish = [&](int32_t(&own)[kOwn / 2]) {
         if (a.accumulators != nullptr) {
-          write_accumulators(a, own, token + 2 * lane.q, output + 16 * lane.warp + lane.g);
+          products::write_sums<0>(a, own, token + 2 * lane.q, output + 16 * lane.warp + lane.g);
         }
         const int turn = count % 2;
-        ptx::barrier_wait(b.scales_full + 8 * turn, count / 2 % 2);
+        ptx::barrier_wait(b.barriers.numbers_full + 8 * turn, count / 2 % 2);
         convert(own, rows, b.token_scales + turn * 4 * kOwn + 8 * lane.q);
         products::store_tile<kOwn, kSizes.chunk_tokens()>(&a.y, b.staging + 3 * lane.group * kSizes.chunk(),
                                                           lane, own, token, output, count);
         // Behind the store's barriers: the other warps have read the scales too.
-        if (lane.thread == 0) ptx::barrier_arrive(b.scales_empty + 8 * turn);
+        if (lane.thread == 0) ptx::barrier_arrive(b.barriers.numbers_empty + 8 * turn);
       };
       if constexpr (kSplit > 1) {
         int32_t own[kOwn / 2];
-        exchange(b, lane, total, own);
+        products::exchange_sums<kSplit, kOwn>(total, own, b.part.rank, b.slices, kSizes.slice(),
+                                              b.barriers.slices, lane, add);
         finish(own);
       } else {
         finish(total);
@@ -373,74 +307,37 @@ struct GroupProductKernel {
     if (lane.thread == 0) ptx::wait_stores_read<0>();
   }
 
+  // Held in registers: ptxas would else find a barrier's address anew, from the block's place in its cluster,
+  // each time that a warpgroup waits at it. (Those that exchange sums have no registers left.)
+  __device__ static uint32_t hold(uint32_t address) {
+    if constexpr (kSplit == 1) asm volatile("" : "+r"(address));
+    return address;
+  }
   __device__ static void run(const GroupProductArguments& a, uint8_t* dynamic, Barriers& barriers) {
-    // Held in registers: ptxas would else find a barrier's address anew, from the block's place in its
-    // cluster, each time that a warpgroup waits at it. (Those that exchange sums have no registers left.)
-    const auto address_of = [](const void* pointer) {
-      uint32_t address = ptx::shared_address(pointer);
-      if constexpr (kSplit == 1) asm volatile("" : "+r"(address));
-      return address;
-    };
-    const uint32_t base = (address_of(dynamic) + 1023) / 1024 * 1024;
+    const uint32_t base = (hold(ptx::shared_address(dynamic)) + 1023) / 1024 * 1024;
     const uint32_t staging = base + kStages * (kSizes.weights() + kSizes.codes());
     const uint32_t slices = staging + kConsumers * 3 * kSizes.chunk();
     const uint32_t group_scales = slices + kConsumers * (kSplit - 1) * kSizes.slice();
     const uint32_t token_scales = group_scales + kStages * kSizes.scales();
-    const int rank = kCluster > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
-    const int first_block = kSplit > 1 ? rank * a.blocks / kSplit : 0;
-    const int last_block = kSplit > 1 ? (rank + 1) * a.blocks / kSplit : a.blocks;
-    const Block b = {a,
-                     base,
-                     group_scales,
-                     staging,
-                     slices,
-                     token_scales,
-                     address_of(barriers.full),
-                     address_of(barriers.empty),
-                     address_of(barriers.scales_full),
-                     address_of(barriers.scales_empty),
-                     address_of(barriers.slices),
-                     rank,
-                     (a.tokens + kTokens - 1) / kTokens,
-                     (a.n + kShare * kTileOutputs - 1) / (kShare * kTileOutputs),
-                     first_block,
-                     last_block - first_block};
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < kStages; ++i) {
-        ptx::barrier_init(&barriers.full[i], 1);
-        ptx::barrier_init(&barriers.empty[i], kConsumers * kShare);
-      }
-      for (int i = 0; i < 2; ++i) {
-        ptx::barrier_init(&barriers.scales_full[i], 1);
-        ptx::barrier_init(&barriers.scales_empty[i], kConsumers);
-        ptx::barrier_init(&barriers.slices[i], 1);
-      }
-      ptx::fence_barrier_init();
-    }
-    if constexpr (kCluster > 1) {
-      ptx::cluster_arrive();
-      ptx::cluster_wait();
-    } else {
-      __syncthreads();
-    }
-    ptx::launch_dependents();
-    if (threadIdx.x / 128 == kConsumers) {
-      ptx::give_registers<40>();
-      if (threadIdx.x % 128 == 0) produce(b);
-    } else {
-      ptx::take_registers<232>();
-      consume(b);
-    }
-    // A block's shared memory must outlive what others of its cluster send there.
-    if constexpr (kCluster > 1) {
-      ptx::cluster_arrive();
-      ptx::cluster_wait();
-    }
+    const auto part = products::Part::mine<kShare, kSplit>(a.blocks);
+    const products::BarrierAddresses at = barriers.addresses();
+    const Block b = {
+        a,
+        {hold(at.full), hold(at.empty), hold(at.numbers_full), hold(at.numbers_empty), hold(at.slices)},
+        part,
+        Walk::mine(a, part.rank),
+        base,
+        group_scales,
+        staging,
+        slices,
+        token_scales};
+    products::run_block<kShare, kSplit>(
+        barriers, kConsumers, [&] { produce(b); }, [&] { consume(b); });
   }
 };
 
 template <GroupScale kScale, int kTokens, int kShare, int kSplit, int kGroupSteps>
-__global__ void __launch_bounds__(kGroupProductThreads, 1)
+__global__ void __launch_bounds__(products::kThreads, 1)
     group_product_kernel(const __grid_constant__ GroupProductArguments arguments) {
   using Kernel = GroupProductKernel<kScale, kTokens, kShare, kSplit, kGroupSteps>;
   extern __shared__ uint8_t dynamic[];

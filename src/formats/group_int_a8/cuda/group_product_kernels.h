@@ -9,8 +9,8 @@
 
 namespace nibble::group_int_a8_cuda {
 
-inline constexpr int kTileOutputs = 128, kBlockColumns = 128;
-inline constexpr int kConsumers = 2, kGroupProductThreads = 128 * (kConsumers + 1);
+using products::kBlockColumns;
+using products::kTileOutputs;
 
 struct GroupProductArguments {
   // How the copy engine sees the operands. Weights and scales: rows are tiles of 16 outputs, columns units of
@@ -30,30 +30,21 @@ struct GroupProductArguments {
 enum class GroupScale { kHalf, kFloat, kMultiplier };
 
 // The sizes of one instance of the kernel, in bytes of shared memory.
-struct GroupProductSizes {
-  int tokens, share, split;
+struct GroupProductSizes : products::Tiling {
   int group_steps;  // of 32 columns: 4, 2 or 1
   int scale_bytes;
-  constexpr int own_tokens() const { return tokens / split; }  // that a block finishes
   // A block of columns: of 16 outputs' weights and scales.
   constexpr int weight_box() const { return 1024; }
   constexpr int scale_box() const { return 4 / group_steps * 16 * scale_bytes; }
   constexpr int weights() const { return kTileOutputs / 16 * weight_box(); }
   constexpr int scales() const { return kTileOutputs / 16 * scale_box(); }
-  constexpr int codes() const { return tokens * kBlockColumns; }
+  constexpr int codes() const { return tile_tokens * kBlockColumns; }
   constexpr int stage() const { return weights() + codes() + scales(); }
-  constexpr int slice() const { return 64 * own_tokens() * 4; }  // sums sent to another block by a warpgroup
-  // Three chunks of so many tokens per warpgroup on their way out.
   constexpr int chunk_tokens() const { return own_tokens() < 32 ? 16 : 32; }
   constexpr int chunk() const { return chunk_tokens() * 128; }
-  // Besides the ring: chunks, slices, the scales of two tiles' tokens, and what alignment takes.
-  constexpr int fixed() const {
-    return kConsumers * (3 * chunk() + (split - 1) * slice()) + 2 * 4 * own_tokens() + 1024;
-  }
-  constexpr int stages() const {
-    const int fit = (232448 - 1024 - fixed()) / stage();
-    return fit < 8 ? fit : 8;
-  }
+  // Besides the ring: chunks, slices, and the scale of each token.
+  constexpr int fixed() const { return beside_ring(chunk_tokens(), 1); }
+  constexpr int stages() const { return products::ring_stages(stage(), fixed()); }
   constexpr int shared() const { return stages() * stage() + fixed(); }
 };
 

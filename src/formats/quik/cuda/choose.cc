@@ -31,11 +31,9 @@ constexpr std::array<Configuration, kCosts.size() / 2> kConfigurations = [] {
 
 double microseconds(const Cost& cost, int tokens, const group_int_a8_cuda::FewTokensShape& shape,
                     int multiprocessors) {
-  const auto up = [](int64_t value, int64_t unit) { return (value + unit - 1) / unit; };
   const Configuration& c = cost.configuration;
-  const int64_t tiles = up(tokens, c.tile_tokens) * up(shape.n, int64_t{kTileOutputs} * c.share);
-  const int64_t rounds = up(tiles, multiprocessors / (c.share * c.split));
-  const double blocks = static_cast<double>(up(shape.columns, kBlockColumns)) / c.split +
+  const int64_t rounds = c.rounds(tokens, shape.n, multiprocessors);
+  const double blocks = static_cast<double>(products::divided_up(shape.columns, kBlockColumns)) / c.split +
                         static_cast<double>(shape.outliers) / 64;
   return cost.start + static_cast<double>(rounds) * (cost.tile + cost.block * blocks);
 }

@@ -1,60 +1,29 @@
 #include "formats/quik/cuda/device_weights.h"
 
 #include "base/error.h"
-#include "formats/quik/cuda/few_tokens_layout.h"
-#include "formats/quik/layout.h"
 
 namespace nibble::quik_cuda {
-namespace {
 
-template <typename T>
-cuda::Buffer uploaded(const std::vector<T>& values) {
-  if (values.empty()) return {};
-  cuda::Buffer buffer(sizeof(T) * values.size());
-  buffer.upload(values.data(), sizeof(T) * values.size());
-  return buffer;
-}
+DeviceWeights::DeviceWeights(std::span<const PackedLinear* const> linears)
+    : DeviceWeights(quik::read_layout(*linears.front()), pack_for_few_tokens(linears)) {}
 
-}  // namespace
-
-DeviceWeights::DeviceWeights(std::span<const PackedLinear* const> linears) {
-  const quik::Layout first = quik::read_layout(*linears.front());
-  k_ = static_cast<int>(first.k);
-  activation_bits_ = first.activation_bits;
-  const FewTokensPacked all = pack_for_few_tokens(linears);
-  const group_int_a8_cuda::FewTokensWeights& packed = all.weights;
-  operand_.form = packed.form;
-  operand_.shape = packed.shape;
-  slots_ = uploaded(packed.slots);
-  row_scales_ = uploaded(packed.row_scales);
-  code_sums_ = uploaded(packed.code_sums);
-  bias_ = uploaded(packed.bias);
-  words_ = uploaded(column_words(k_, first.outlier_columns));
-  outlier_columns_ = uploaded(first.outlier_columns);
-  places_ = uploaded(all.column_places);
-  point();
-}
+DeviceWeights::DeviceWeights(const quik::Layout& first, const FewTokensPacked& packed)
+    : k_(static_cast<int>(first.k)),
+      activation_bits_(first.activation_bits),
+      weights_(packed.weights),
+      operand_(weights_.operand()),
+      words_(group_int_a8_cuda::uploaded(column_words(k_, first.outlier_columns))),
+      outlier_columns_(group_int_a8_cuda::uploaded(first.outlier_columns)),
+      places_(group_int_a8_cuda::uploaded(packed.column_places)) {}
 
 DeviceWeights::DeviceWeights(const DeviceWeights& other)
     : k_(other.k_),
       activation_bits_(other.activation_bits_),
-      operand_(other.operand_),
-      slots_(other.slots_.clone()),
-      row_scales_(other.row_scales_.clone()),
-      code_sums_(other.code_sums_.clone()),
-      bias_(other.bias_.clone()),
+      weights_(other.weights_),
+      operand_(weights_.operand()),
       words_(other.words_.clone()),
       outlier_columns_(other.outlier_columns_.clone()),
-      places_(other.places_.clone()) {
-  point();
-}
-
-void DeviceWeights::point() {
-  operand_.slots = slots_.as<uint8_t>();
-  operand_.row_scales = row_scales_.as<float>();
-  operand_.code_sums = code_sums_.as<int32_t>();
-  operand_.bias = bias_.bytes() > 0 ? bias_.as<float>() : nullptr;
-}
+      places_(other.places_.clone()) {}
 
 Columns DeviceWeights::columns() const {
   return {.k = k_,
@@ -64,12 +33,7 @@ Columns DeviceWeights::columns() const {
 }
 
 size_t DeviceWeights::bytes() const {
-  size_t total = 0;
-  for (const cuda::Buffer* buffer :
-       {&slots_, &row_scales_, &code_sums_, &bias_, &words_, &outlier_columns_, &places_}) {
-    total += buffer->bytes();
-  }
-  return total;
+  return weights_.bytes() + words_.bytes() + outlier_columns_.bytes() + places_.bytes();
 }
 
 size_t device_weight_bytes(const PackedLinear& linear) {

@@ -7,9 +7,11 @@
 
 #include "backend/cuda/device.h"
 #include "formats/format.h"
-#include "formats/group_int_a8/cuda/few_tokens.h"
+#include "formats/group_int_a8/cuda/uploaded_weights.h"
 #include "formats/quik/cuda/few_tokens.h"
+#include "formats/quik/cuda/few_tokens_layout.h"
 #include "formats/quik/cuda/product.h"
+#include "formats/quik/layout.h"
 
 namespace nibble::quik_cuda {
 
@@ -32,11 +34,12 @@ class DeviceWeights {
   size_t bytes() const;
 
  private:
-  void point();
+  DeviceWeights(const quik::Layout& first, const FewTokensPacked& packed);
 
   int k_ = 0, activation_bits_ = 0;
-  group_int_a8_cuda::FewTokensOperand operand_;
-  cuda::Buffer slots_, row_scales_, code_sums_, bias_, words_, outlier_columns_, places_;
+  group_int_a8_cuda::UploadedWeights weights_;
+  group_int_a8_cuda::FewTokensOperand operand_;  // in weights_
+  cuda::Buffer words_, outlier_columns_, places_;
 };
 
 // Device memory that one of the linears takes.

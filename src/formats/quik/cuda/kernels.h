@@ -10,8 +10,8 @@
 
 namespace nibble::quik_cuda {
 
-inline constexpr int kTileOutputs = 128, kBlockColumns = 128;
-inline constexpr int kConsumers = 2, kProductThreads = 128 * (kConsumers + 1);
+using products::kBlockColumns;
+using products::kTileOutputs;
 
 struct ProductArguments {
   // How the copy engine sees the operands. Weights: rows are tiles of 16 outputs, columns units of 8 bytes.
@@ -30,26 +30,17 @@ struct ProductArguments {
 };
 
 // The sizes of one instance of the kernel, in bytes of shared memory.
-struct ProductSizes {
-  int tokens, share, split, bits;
-  constexpr int own_tokens() const { return tokens / split; }  // that a block finishes
+struct ProductSizes : products::Tiling {
+  int bits;
   // A block of columns: of 16 outputs' weights so many bytes, integers or outliers.
   constexpr int weight_box() const { return 256 * bits; }
   constexpr int outliers() const { return weight_box() / 32; }
   constexpr int outlier_row() const { return 2 * outliers(); }  // bytes of a token's
   constexpr int weights() const { return kTileOutputs / 16 * weight_box(); }
-  constexpr int stage() const { return weights() + tokens * kBlockColumns; }
-  constexpr int slice() const { return 64 * own_tokens() * 4; }  // sums sent to another block by a warpgroup
-  constexpr int ranges() const { return own_tokens() * 8; }
-  // Three chunks of so many tokens per warpgroup on their way out, two tiles' ranges, and what alignment
-  // takes.
-  constexpr int fixed(int chunk_tokens) const {
-    return kConsumers * (3 * 128 * chunk_tokens + (split - 1) * slice()) + 2 * ranges() + 1024;
-  }
-  constexpr int stages(int chunk_tokens) const {
-    const int fit = (232448 - 1024 - fixed(chunk_tokens)) / stage();
-    return fit < 8 ? fit : 8;
-  }
+  constexpr int stage() const { return weights() + tile_tokens * kBlockColumns; }
+  // Besides the ring: chunks, slices, and the scale and the zero point of each token.
+  constexpr int fixed(int chunk_tokens) const { return beside_ring(chunk_tokens, 2); }
+  constexpr int stages(int chunk_tokens) const { return products::ring_stages(stage(), fixed(chunk_tokens)); }
   // Small chunks where that makes room for another stage.
   constexpr int chunk_tokens() const { return own_tokens() < 32 || stages(16) > stages(32) ? 16 : 32; }
   constexpr int chunk() const { return chunk_tokens() * 128; }

@@ -1,10 +1,5 @@
 #include "formats/quik/cuda/product.h"
 
-#include <algorithm>
-#include <cstring>
-
-#include "backend/cuda/dependent_launch.h"
-#include "backend/cuda/device.h"
 #include "backend/cuda/tensor_map.h"
 #include "base/error.h"
 #include "formats/quik/cuda/kernels.h"
@@ -71,21 +66,20 @@ Product::Product(const group_int_a8_cuda::FewTokensOperand& weights, const Activ
                  int tokens, __half* y, int64_t y_stride, const Configuration& configuration,
                  int multiprocessors)
     : configuration_(configuration) {
-  static_assert(sizeof(ProductArguments) <= sizeof(arguments_));
   const group_int_a8_cuda::FewTokensShape& shape = weights.shape;
   NIBBLE_CHECK(weights.form == group_int_a8_cuda::FewTokensForm::kRows);
-  const ProductSizes sizes = {configuration.tile_tokens, configuration.share, configuration.split,
-                              shape.weight_bits};
-  kernel_ = shape.weight_bits == 8 ? int8_product_kernel(configuration) : int4_product_kernel(configuration);
-  if (kernel_ == nullptr)
-    fail("there is no product of {} tokens for {} bits", sizes.tokens, shape.weight_bits);
+  const ProductSizes sizes = {configuration, shape.weight_bits};
+  const void* const kernel =
+      shape.weight_bits == 8 ? int8_product_kernel(configuration) : int4_product_kernel(configuration);
+  if (kernel == nullptr)
+    fail("there is no product of {} tokens for {} bits", sizes.tile_tokens, shape.weight_bits);
 
   ProductArguments a = {};
   a.weights = cuda::make_byte_map(weights.slots, shape.tiles(), shape.tile_bytes(), kTileOutputs / 16,
                                   sizes.weight_box());
   a.codes = cuda::make_tile_map(cuda::TileType::kBytes, activations.codes, tokens,
                                 round_up(static_cast<int>(shape.columns), kCodeUnit), activations.code_stride,
-                                sizes.tokens / sizes.share);
+                                sizes.tile_tokens / sizes.share);
   if (shape.outliers > 0) {
     a.outliers = cuda::make_tile_map(cuda::TileType::kHalf, activations.outliers, tokens,
                                      activations.outlier_stride, 2 * activations.outlier_stride,
@@ -99,34 +93,16 @@ Product::Product(const group_int_a8_cuda::FewTokensOperand& weights, const Activ
   a.token_zeros = activations.zeros;
   a.n = static_cast<int>(shape.n);
   a.tokens = tokens;
-  a.integer_blocks = static_cast<int>(round_up(shape.columns, int64_t{kBlockColumns}) / kBlockColumns);
-  a.outlier_blocks = (static_cast<int>(shape.outliers) + sizes.outliers() - 1) / sizes.outliers();
+  a.integer_blocks = static_cast<int>(products::divided_up(shape.columns, kBlockColumns));
+  a.outlier_blocks = static_cast<int>(products::divided_up(shape.outliers, sizes.outliers()));
   a.outlier_offset = static_cast<int>(shape.integer_slots() * shape.slot_bytes() / 8);
-  a.raster = std::max(1, 2048 / sizes.tokens);
+  a.raster = sizes.raster();
   a.lag = configuration.lag;
-  std::memcpy(arguments_, &a, sizeof a);
-
-  const int cluster = sizes.share * sizes.split;
-  const int token_tiles = round_up(tokens, sizes.tokens) / sizes.tokens;
-  const int output_groups = round_up(a.n, kTileOutputs * sizes.share) / (kTileOutputs * sizes.share);
-  // Those that share columns take one tile each; the others go on to further tiles.
-  const int tiles = token_tiles * output_groups;
-  blocks_ = cluster * (sizes.split > 1 ? tiles : std::min(tiles, multiprocessors / cluster));
-  shared_bytes_ = sizes.shared();
-  cuda::check(cudaFuncSetAttribute(kernel_, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_),
-              "preparing a product");
+  prepared_.prepare(kernel, configuration, sizes.shared(), multiprocessors, a);
 }
 
 cudaError_t Product::launch(int32_t* accumulators, cudaStream_t stream) const {
-  ProductArguments a;
-  std::memcpy(&a, arguments_, sizeof a);
-  a.accumulators = accumulators;
-  const cuda::DependentLaunch launch({.grid = dim3(static_cast<unsigned>(blocks_)),
-                                      .block = dim3(kProductThreads),
-                                      .shared_bytes = static_cast<size_t>(shared_bytes_),
-                                      .cluster = configuration_.share * configuration_.split},
-                                     stream);
-  return launch.run_untyped(kernel_, a);
+  return prepared_.launch<ProductArguments>(accumulators, stream);
 }
 
 }  // namespace nibble::quik_cuda

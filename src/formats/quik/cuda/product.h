@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/cuda/product_launch.h"
 #include "formats/group_int_a8/cuda/few_tokens.h"
 
 namespace nibble::quik_cuda {
@@ -48,11 +49,8 @@ cudaError_t launch_quantize(const __half* x, int64_t x_stride, int tokens, const
                             const Activations& out, cudaStream_t stream);
 
 // How a product uses the chip; all give the same bits.
-struct Configuration {
-  int tile_tokens;  // times 128 outputs, per block
-  int share;        // blocks of a cluster that share the tokens' codes (1 or 2)
-  int split;        // blocks of a cluster that share the columns (1 or 2)
-  int lag;          // blocks of 128 columns by which a block's second half starts later
+struct Configuration : products::Tiling {
+  int lag;  // blocks of 128 columns by which a block's second half starts later
 };
 // What there is.
 std::span<const Configuration> configurations();
@@ -74,9 +72,7 @@ class Product {
 
  private:
   Configuration configuration_;
-  int blocks_ = 0, shared_bytes_ = 0;
-  const void* kernel_ = nullptr;
-  alignas(64) unsigned char arguments_[1024];  // a ProductArguments (kernels.h)
+  products::PreparedProduct prepared_;  // with ProductArguments (kernels.h)
 };
 
 }  // namespace nibble::quik_cuda

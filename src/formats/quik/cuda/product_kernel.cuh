@@ -18,6 +18,7 @@
 
 namespace nibble::quik_cuda {
 
+using products::kConsumers;
 using products::kLagBarrier;
 using products::Lane;
 using products::RingPlace;
@@ -26,30 +27,22 @@ using products::TileIndex;
 template <int kTokens, int kShare, int kSplit, int kBits>
 struct ProductKernel {
   static constexpr ProductSizes kSizes = {kTokens, kShare, kSplit, kBits};
-  static constexpr int kStages = kSizes.stages(), kOwn = kSizes.own_tokens(), kCluster = kShare * kSplit;
-  static_assert(kShare == 1 || kSplit == 1);
+  static constexpr int kStages = kSizes.stages(), kOwn = kSizes.own_tokens();
   static_assert(kStages >= 4 && kSizes.chunk() * 3 % 1024 == 0 && kOwn % kSizes.chunk_tokens() == 0);
 
-  // Mbarriers, and addresses in shared memory.
-  struct Barriers {
-    uint64_t full[kStages], empty[kStages], ranges_full[2], ranges_empty[2], slices[kConsumers];
-  };
+  using Walk = products::Walk<ProductArguments, kTokens, kShare, kSplit>;
+  using Barriers = products::Barriers<kStages>;
+  // Addresses in shared memory, and this block's place.
   struct Block {
     const ProductArguments& arguments;
-    uint32_t ring, staging, slices, ranges, full, empty, ranges_full, ranges_empty, slices_full;
-    int rank, token_tiles, output_groups, first_block, integer_blocks;
+    products::BarrierAddresses barriers;
+    products::Part part;  // of the integer columns
+    Walk walk;
+    uint32_t ring, staging, slices;
+    uint32_t ranges;  // of tokens: scales, then zero points
 
     __device__ uint32_t weights(int stage) const { return ring + stage * kSizes.stage(); }
     __device__ uint32_t tokens(int stage) const { return weights(stage) + kSizes.weights(); }
-    __device__ int tiles() const { return token_tiles * output_groups; }
-    __device__ TileIndex tile(int index) const {
-      TileIndex tile = products::tile_at(index, token_tiles, output_groups, arguments.raster, kTokens);
-      tile.output = (tile.output * kShare + (kShare > 1 ? rank : 0)) * kTileOutputs;
-      return tile;
-    }
-    __device__ int own_token(const TileIndex& tile) const {
-      return tile.token + (kSplit > 1 ? rank * kOwn : 0);
-    }
   };
 
   // --- the producing thread
@@ -57,10 +50,10 @@ struct ProductKernel {
   __device__ static void expect_and_copy_weights(const Block& b, const TileIndex& tile, int block,
                                                  int stage) {
     const ProductArguments& a = b.arguments;
-    const bool integers = block < b.integer_blocks;
+    const bool integers = block < b.part.blocks;
     const int start = integers ? 0 : a.outlier_offset;
-    const int place = integers ? b.first_block + block : block - b.integer_blocks;
-    const uint32_t barrier = b.full + 8 * stage;
+    const int place = integers ? b.part.first_block + block : block - b.part.blocks;
+    const uint32_t barrier = b.barriers.full + 8 * stage;
     ptx::barrier_arrive_expecting(
         barrier, kSizes.weights() + (integers ? kTokens * kBlockColumns : kOwn * kSizes.outlier_row()));
     ptx::tile_copy(b.weights(stage), &a.weights, start + place * (kSizes.weight_box() / 8), tile.output / 16,
@@ -68,56 +61,22 @@ struct ProductKernel {
   }
   __device__ static void copy_tokens(const Block& b, const TileIndex& tile, int block, int stage) {
     const ProductArguments& a = b.arguments;
-    const uint32_t barrier = b.full + 8 * stage;
-    const bool integers = block < b.integer_blocks;
+    const uint32_t barrier = b.barriers.full + 8 * stage;
+    const bool integers = block < b.part.blocks;
     const CUtensorMap* const map = integers ? &a.codes : &a.outliers;
     const int column =
-        integers ? (b.first_block + block) * kBlockColumns : (block - b.integer_blocks) * kSizes.outliers();
-    if constexpr (kShare > 1) {
-      constexpr int kPart = kTokens / kShare;
-      const int row = integers ? kBlockColumns : kSizes.outlier_row();
-      ptx::tile_copy_to_blocks(b.tokens(stage) + b.rank * kPart * row, map, column,
-                               tile.token + b.rank * kPart, barrier, (1 << kShare) - 1);
-    } else {
-      ptx::tile_copy(b.tokens(stage), map, column, integers ? tile.token : b.own_token(tile), barrier);
-    }
+        integers ? (b.part.first_block + block) * kBlockColumns : (block - b.part.blocks) * kSizes.outliers();
+    const int row = integers ? kBlockColumns : kSizes.outlier_row();
+    products::copy_tokens<kTokens, kShare>(b.tokens(stage), map, column,
+                                           integers ? tile.token : b.walk.own_token(tile), b.part.rank, row,
+                                           barrier);
   }
-
   __device__ static void produce(const Block& b) {
     const ProductArguments& a = b.arguments;
-    const int blocks = b.integer_blocks + a.outlier_blocks;
-    const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
-    // Weights depend on no other kernel: the first ones are on their way before the previous kernel ends.
-    const int early = min(blocks, kStages);
-    if (first < b.tiles()) {
-      for (int block = 0; block < early; ++block) expect_and_copy_weights(b, b.tile(first), block, block);
-    }
-    ptx::wait_for_previous_kernel();
-    RingPlace<kStages> place = {0, 1};
-    int turn = 0;
-    uint32_t ranges_parity = 1;
-    for (int index = first; index < b.tiles(); index += step) {
-      const TileIndex tile = b.tile(index);
-      {
-        const int token = b.own_token(tile), count = min(kOwn, a.tokens - token);
-        const uint32_t barrier = b.ranges_full + 8 * turn, bytes = count > 0 ? (count + 3) / 4 * 16 : 0;
-        const uint32_t to = b.ranges + turn * kSizes.ranges();
-        ptx::barrier_wait(b.ranges_empty + 8 * turn, ranges_parity);
-        ptx::barrier_arrive_expecting(barrier, 2 * bytes);
-        if (bytes > 0) {
-          ptx::bulk_copy(to, a.token_scales + token, bytes, barrier);
-          ptx::bulk_copy(to + 4 * kOwn, a.token_zeros + token, bytes, barrier);
-        }
-        turn ^= 1;
-        if (turn == 0) ranges_parity ^= 1;
-      }
-      for (int block = 0; block < blocks; ++block) {
-        ptx::barrier_wait(b.empty + 8 * place.stage, place.parity);
-        if (index != first || block >= early) expect_and_copy_weights(b, tile, block, place.stage);
-        copy_tokens(b, tile, block, place.stage);
-        place.advance();
-      }
-    }
+    products::produce<kStages>(
+        b.walk, b.barriers, b.part.blocks + a.outlier_blocks, b.ranges, {a.token_scales, a.token_zeros},
+        [&](const TileIndex& tile, int block, int stage) { expect_and_copy_weights(b, tile, block, stage); },
+        [&](const TileIndex& tile, int block, int stage) { copy_tokens(b, tile, block, stage); });
   }
 
   // --- the multiplying warpgroups
@@ -138,7 +97,7 @@ struct ProductKernel {
   }
 
   __device__ static void release(const Block& b, const Lane& lane, int stage) {
-    products::release_stage<kShare>(b.empty + 8 * stage, lane);
+    products::release_stage<kShare>(b.barriers.empty + 8 * stage, lane.thread);
   }
 
   // The INT32 sums of a tile's part of the columns. Products of one block are in flight while the next
@@ -148,7 +107,7 @@ struct ProductKernel {
     Operand even, odd;
     int previous = -1;
     const auto step = [&](Operand& now, Operand& before, int block) {
-      ptx::barrier_wait(b.full + 8 * place.stage, place.parity);
+      ptx::barrier_wait(b.barriers.full + 8 * place.stage, place.parity);
       load_integers(now, b.weights(place.stage) + (4 * lane.group + lane.warp) * kSizes.weight_box() +
                              16 * (lane.thread % 32));
       const uint64_t tokens = ptx::operand_128b(b.tokens(place.stage));
@@ -163,8 +122,7 @@ struct ProductKernel {
       ptx::warpgroup_wait<1>();
       ptx::fence_registers(before.a);
       if (previous >= 0) release(b, lane, previous);
-      if (block == lead)
-        asm volatile("bar.arrive %0, %1;" ::"n"(kLagBarrier), "n"(128 * kConsumers) : "memory");
+      if (block == lead) products::named_barrier_arrive(kLagBarrier, 128 * kConsumers);
       previous = place.stage;
       place.advance();
     };
@@ -172,35 +130,16 @@ struct ProductKernel {
     for (int i = 0; i < 16; ++i) even.a[i] = odd.a[i] = 0;
     // No branch between two steps: ptxas would serialize the products (C7513).
     int block = 0;
-    for (; block + 1 < b.integer_blocks; block += 2) {
+    for (; block + 1 < b.part.blocks; block += 2) {
       step(even, odd, block);
       step(odd, even, block + 1);
     }
-    if (block < b.integer_blocks) step(even, odd, block);
+    if (block < b.part.blocks) step(even, odd, block);
     ptx::warpgroup_wait<0>();
     ptx::fence_registers(even.a);
     ptx::fence_registers(odd.a);
     ptx::fence_registers(d);
     if (previous >= 0) release(b, lane, previous);
-  }
-
-  // Adds up the cluster's sums of this block's part of the tokens.
-  __device__ static void exchange(const Block& b, const Lane& lane, const int32_t (&d)[kTokens / 2],
-                                  int32_t (&own)[kOwn / 2]) {
-    const uint32_t mine = b.slices + lane.group * (kSplit - 1) * kSizes.slice() + 16 * lane.thread;
-    products::exchange_sums<kSplit, kOwn>(d, own, b.rank, mine, kSizes.slice(),
-                                          b.slices_full + 8 * lane.group, lane);
-#pragma unroll
-    for (int slot = 0; slot < kSplit - 1; ++slot) {
-#pragma unroll
-      for (int j = 0; j < kOwn / 8; ++j) {
-        const uint4 words = ptx::load_shared(mine + slot * kSizes.slice() + 2048 * j);
-        own[4 * j] += static_cast<int32_t>(words.x);
-        own[4 * j + 1] += static_cast<int32_t>(words.y);
-        own[4 * j + 2] += static_cast<int32_t>(words.z);
-        own[4 * j + 3] += static_cast<int32_t>(words.w);
-      }
-    }
   }
 
   // What belongs to the two outputs of a lane.
@@ -224,15 +163,6 @@ struct ProductKernel {
       }
     }
     return rows;
-  }
-
-  __device__ static void write_accumulators(const ProductArguments& a, const int32_t (&d)[kOwn / 2],
-                                            int token, int output) {
-#pragma unroll
-    for (int i = 0; i < kOwn / 2; ++i) {
-      const int t = token + i / 4 * 8 + i % 2, r = output + (i % 4 >= 2 ? 8 : 0);
-      if (t < a.tokens && r < a.n) a.accumulators[int64_t{t} * a.n + r] = kBits == 4 ? d[i] >> 4 : d[i];
-    }
   }
 
   // Sums become floats: scale_t scale_r (sum - zero_t sum_r) + bias_r. From here on d holds bits of floats.
@@ -269,7 +199,7 @@ struct ProductKernel {
     ptx::fence_registers(d);
     for (int block = 0; block < b.arguments.outlier_blocks; ++block) {
       OutlierOperand operand;
-      ptx::barrier_wait(b.full + 8 * place.stage, place.parity);
+      ptx::barrier_wait(b.barriers.full + 8 * place.stage, place.parity);
       products::load_words(operand.a, b.weights(place.stage) +
                                           (4 * lane.group + lane.warp) * kSizes.weight_box() +
                                           16 * (lane.thread % 32));
@@ -296,12 +226,12 @@ struct ProductKernel {
     const Lane lane = Lane::mine();
     RingPlace<kStages> place;
     int count = 0;  // of tiles before
-    const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
-    const int lag = min(a.lag, b.integer_blocks);
+    const int first = b.walk.first(), step = b.walk.step();
+    const int lag = min(a.lag, b.part.blocks);
     if (lane.group == 1 && lag > 0) ptx::named_barrier(kLagBarrier, 128 * kConsumers);
-    for (int index = first; index < b.tiles(); index += step, ++count) {
-      const TileIndex tile = b.tile(index);
-      const int token = b.own_token(tile), output = tile.output + 64 * lane.group;
+    for (int index = first; index < b.walk.tiles(); index += step, ++count) {
+      const TileIndex tile = b.walk.tile(index);
+      const int token = b.walk.own_token(tile), output = tile.output + 64 * lane.group;
       const Rows rows = load_rows(a, output + 16 * lane.warp + lane.g);
       int32_t d[kTokens / 2];
 #pragma unroll
@@ -310,20 +240,23 @@ struct ProductKernel {
       multiply(b, lane, place, d, lane.group == 0 && index == first ? lag - 1 : -1);
       const auto finish = [&](int32_t(&own)[kOwn / 2]) {
         if (a.accumulators != nullptr) {
-          write_accumulators(a, own, token + 2 * lane.q, output + 16 * lane.warp + lane.g);
+          products::write_sums<kBits == 4 ? 4 : 0>(a, own, token + 2 * lane.q,
+                                                   output + 16 * lane.warp + lane.g);
         }
         const int turn = count % 2;
-        ptx::barrier_wait(b.ranges_full + 8 * turn, count / 2 % 2);
-        convert(own, rows, b.ranges + turn * kSizes.ranges() + 8 * lane.q);
+        ptx::barrier_wait(b.barriers.numbers_full + 8 * turn, count / 2 % 2);
+        convert(own, rows, b.ranges + turn * 8 * kOwn + 8 * lane.q);
         // Each thread for itself: nothing says how far the others have read.
-        ptx::barrier_arrive(b.ranges_empty + 8 * turn);
+        ptx::barrier_arrive(b.barriers.numbers_empty + 8 * turn);
         add_outliers(b, lane, place, own);
         products::store_tile<kOwn, kSizes.chunk_tokens()>(&a.y, b.staging + 3 * lane.group * kSizes.chunk(),
                                                           lane, own, token, output, count);
       };
       if constexpr (kSplit > 1) {
         int32_t own[kOwn / 2];
-        exchange(b, lane, d, own);
+        products::exchange_sums<kSplit, kOwn>(d, own, b.part.rank, b.slices, kSizes.slice(),
+                                              b.barriers.slices, lane,
+                                              [](int32_t mine, int32_t other) { return mine + other; });
         finish(own);
       } else {
         finish(d);
@@ -337,60 +270,15 @@ struct ProductKernel {
     const uint32_t staging = base + kStages * kSizes.stage();
     const uint32_t slices = staging + kConsumers * 3 * kSizes.chunk();
     const uint32_t ranges = slices + kConsumers * (kSplit - 1) * kSizes.slice();
-    const int rank = kCluster > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
-    const int first_block = kSplit > 1 ? rank * a.integer_blocks / kSplit : 0;
-    const int last_block = kSplit > 1 ? (rank + 1) * a.integer_blocks / kSplit : a.integer_blocks;
-    const Block b = {a,
-                     base,
-                     staging,
-                     slices,
-                     ranges,
-                     ptx::shared_address(barriers.full),
-                     ptx::shared_address(barriers.empty),
-                     ptx::shared_address(barriers.ranges_full),
-                     ptx::shared_address(barriers.ranges_empty),
-                     ptx::shared_address(barriers.slices),
-                     rank,
-                     (a.tokens + kTokens - 1) / kTokens,
-                     (a.n + kShare * kTileOutputs - 1) / (kShare * kTileOutputs),
-                     first_block,
-                     last_block - first_block};
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < kStages; ++i) {
-        ptx::barrier_init(&barriers.full[i], 1);
-        ptx::barrier_init(&barriers.empty[i], kConsumers * kShare);
-      }
-      for (int i = 0; i < 2; ++i) {
-        ptx::barrier_init(&barriers.ranges_full[i], 1);
-        ptx::barrier_init(&barriers.ranges_empty[i], 128 * kConsumers);
-        ptx::barrier_init(&barriers.slices[i], 1);
-      }
-      ptx::fence_barrier_init();
-    }
-    if constexpr (kCluster > 1) {
-      ptx::cluster_arrive();
-      ptx::cluster_wait();
-    } else {
-      __syncthreads();
-    }
-    ptx::launch_dependents();
-    if (threadIdx.x / 128 == kConsumers) {
-      ptx::give_registers<40>();
-      if (threadIdx.x % 128 == 0) produce(b);
-    } else {
-      ptx::take_registers<232>();
-      consume(b);
-    }
-    // A block's shared memory must outlive what others of its cluster send there.
-    if constexpr (kCluster > 1) {
-      ptx::cluster_arrive();
-      ptx::cluster_wait();
-    }
+    const auto part = products::Part::mine<kShare, kSplit>(a.integer_blocks);
+    const Block b = {a, barriers.addresses(), part, Walk::mine(a, part.rank), base, staging, slices, ranges};
+    products::run_block<kShare, kSplit>(
+        barriers, 128 * kConsumers, [&] { produce(b); }, [&] { consume(b); });
   }
 };
 
 template <int kTokens, int kShare, int kSplit, int kBits>
-__global__ void __launch_bounds__(kProductThreads, 1)
+__global__ void __launch_bounds__(products::kThreads, 1)
     product_kernel(const __grid_constant__ ProductArguments arguments) {
   using Kernel = ProductKernel<kTokens, kShare, kSplit, kBits>;
   extern __shared__ uint8_t dynamic[];
