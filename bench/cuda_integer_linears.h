@@ -32,8 +32,9 @@ inline Buffer random_half(size_t count, float scale, const cuda::Stream& stream)
   return buffer;
 }
 
-// Random codes, plausible scales and outlier weights.
-inline Buffer synthetic_slots(const FewTokensShape& shape, const cuda::Stream& stream) {
+// Random codes, plausible scales (`scale` in every two bytes) and outlier weights.
+inline Buffer synthetic_slots(const FewTokensShape& shape, const cuda::Stream& stream,
+                              uint16_t scale = 0x0040) {
   Buffer slots(static_cast<size_t>(shape.bytes()));
   cuda::check(cuda::fill_random_bytes(slots.data(), slots.bytes() / 4 * 4, 5, stream.get()), "filling");
   const auto copy = [&](size_t at, size_t pitch, const Buffer& from, size_t width, int64_t rows) {
@@ -46,7 +47,7 @@ inline Buffer synthetic_slots(const FewTokensShape& shape, const cuda::Stream& s
     const auto width = static_cast<size_t>(shape.slot_bytes() - kSlotCodeBytes);
     const int64_t rows = shape.tiles() * shape.integer_slots();
     copy(kSlotCodeBytes, static_cast<size_t>(shape.slot_bytes()),
-         constants<uint16_t>(width / 2 * static_cast<size_t>(rows), 0x0040), width, rows);
+         constants<uint16_t>(width / 2 * static_cast<size_t>(rows), scale), width, rows);
   }
   if (shape.outliers > 0) {
     const auto width = static_cast<size_t>(shape.outlier_slots() * kSlotCodeBytes);

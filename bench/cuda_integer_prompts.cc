@@ -17,11 +17,18 @@ struct Kind {
   const char* name;
   FewTokensForm form;
   int weight_bits, group;
+  bool folds = false;
 };
 constexpr Kind kKinds[] = {
-    {"fptq", FewTokensForm::kFloatGroups, 4, 128},   {"two-level", FewTokensForm::kIntegerGroups, 4, 128},
-    {"rows-4", FewTokensForm::kRows, 4, 0},          {"rows-8", FewTokensForm::kRows, 8, 0},
-    {"fptq-64", FewTokensForm::kFloatGroups, 4, 64}, {"fptq-32", FewTokensForm::kFloatGroups, 4, 32},
+    {"fptq", FewTokensForm::kFloatGroups, 4, 128},
+    {"two-level", FewTokensForm::kIntegerGroups, 4, 128},
+    {"rows-4", FewTokensForm::kRows, 4, 0},
+    {"rows-8", FewTokensForm::kRows, 8, 0},
+    {"fptq-64", FewTokensForm::kFloatGroups, 4, 64},
+    {"fptq-32", FewTokensForm::kFloatGroups, 4, 32},
+    {"folded", FewTokensForm::kIntegerGroups, 4, 128, true},
+    {"folded-64", FewTokensForm::kIntegerGroups, 4, 64, true},
+    {"folded-32", FewTokensForm::kIntegerGroups, 4, 32, true},
 };
 
 constexpr int kRounds = 3, kSamples = 5;  // one round where configurations are compared
@@ -92,7 +99,8 @@ struct Prepared {
     weights.form = kind.form;
     weights.shape = {
         .n = linear.n, .columns = linear.k, .weight_bits = kind.weight_bits, .group = kind.group};
-    slots = synthetic_slots(weights.shape, stream);
+    weights.folds = kind.folds;
+    slots = synthetic_slots(weights.shape, stream, kind.folds ? 0x000B : 0x0040);
     row_scales = constants<float>(static_cast<size_t>(linear.n), 0.001f);
     code_sums = constants<int32_t>(static_cast<size_t>(linear.n), 7);
     weights.slots = slots.as<uint8_t>();
@@ -114,8 +122,8 @@ class Running {
     codes_ = {.codes = room_.codes,
               .code_stride = room_.code_stride,
               .scales = room_.scales,
-              .zeros = rows() ? room_.zeros : nullptr};
-    if (rows()) {
+              .zeros = whole_sums() ? room_.zeros : nullptr};
+    if (whole_sums()) {
       rows_product_ = std::make_unique<quik_cuda::Product>(
           prepared.weights, room_, tokens, y_.as<__half>(), l.n,
           quik_cuda::choose(tokens, prepared.weights.shape, device.multiprocessors), device.multiprocessors);
@@ -124,7 +132,9 @@ class Running {
     }
     if (tokens <= kMaximumFewTokens) few_ = plan_few_tokens(prepared.weights, tokens, device.multiprocessors);
   }
-  bool rows() const { return prepared_.weights.form == FewTokensForm::kRows; }
+  bool whole_sums() const {
+    return prepared_.weights.form == FewTokensForm::kRows || prepared_.weights.folds;
+  }
   void use(const GroupConfiguration& configuration) {
     configuration_ = configuration;
     group_product_ =
@@ -139,14 +149,15 @@ class Running {
                 "quantizing");
   }
   void multiply() const {
-    cuda::check(rows() ? rows_product_->launch(nullptr, stream_.get())
-                       : group_product_->launch(nullptr, stream_.get()),
+    cuda::check(whole_sums() ? rows_product_->launch(nullptr, stream_.get())
+                             : group_product_->launch(nullptr, stream_.get()),
                 "multiplying");
   }
   void few() const {
     const int k = prepared_.linear.k;
     cuda::check(launch_quantize_signed(x_.as<__half>(), tokens_, k, 0, room_.codes, room_.scales,
-                                       codes_.zeros, stream_.get()),
+                                       prepared_.weights.form == FewTokensForm::kRows ? room_.zeros : nullptr,
+                                       stream_.get()),
                 "quantizing");
     cuda::check(launch_few_tokens(prepared_.weights,
                                   {.codes = room_.codes,
@@ -208,7 +219,7 @@ void time_block(const Block& block, const Kind& kind, const std::vector<Prepared
   } else {
     std::printf(" %8s %6s |", "", "");
   }
-  if (kind.form != FewTokensForm::kRows) {
+  if (kind.form != FewTokensForm::kRows && !kind.folds) {
     for (const auto& linear : running) {
       const GroupConfiguration& c = linear->configuration();
       std::printf(" %d/%d/%d", c.tile_tokens, c.share, c.split);
@@ -220,7 +231,7 @@ void time_block(const Block& block, const Kind& kind, const std::vector<Prepared
 
 void time_configurations(const Block& block, const Kind& kind, const std::vector<Prepared>& linears,
                          int tokens, const cuda::Device& device, const cuda::Stream& stream) {
-  if (kind.form == FewTokensForm::kRows) return;
+  if (kind.form == FewTokensForm::kRows || kind.folds) return;
   for (const Prepared& linear : linears) {
     Running running(linear, tokens, device, stream);
     const GroupConfiguration chosen = running.configuration();

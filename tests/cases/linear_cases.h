@@ -109,6 +109,7 @@ struct WeightSpec {
   enum class Scales { kFloat, kTwoLevel, kAmplified } scales = Scales::kFloat;
   float activation_scale = 0;  // static; 0: per token
   bool pruned = false;         // 2:4
+  int most_multiplier = 255;   // of integer group scales
 
   std::string name() const {
     return "w" + std::to_string(weight_bits) + "a" + std::to_string(activation_bits) +
@@ -117,6 +118,7 @@ struct WeightSpec {
            (scales == Scales::kTwoLevel    ? " two-level"
             : scales == Scales::kAmplified ? " amplified"
                                            : "") +
+           (most_multiplier < 255 ? " to " + std::to_string(most_multiplier) : "") +
            (activation_scale > 0 ? " static" : "");
   }
 };
@@ -156,7 +158,8 @@ inline QuantizedWeight make_weight(const LinearCase& shape, const WeightSpec& sp
   if (spec.scales != WeightSpec::Scales::kFloat) {
     // As large as the INT32 sum of a row of largest codes holds.
     const int64_t room = ((int64_t{1} << 31) - 1) / (127 * limit * k_int);
-    std::uniform_int_distribution<int> multiplier(1, static_cast<int>(room < 255 ? room : 255));
+    std::uniform_int_distribution<int> multiplier(
+        1, static_cast<int>(std::min<int64_t>(room, spec.most_multiplier)));
     if (spec.scales == WeightSpec::Scales::kAmplified) weight.scale_amplifier = 1024;
     for (int64_t row = 0; row < shape.n; ++row) {
       weight.row_scales.push_back(spec.scales == WeightSpec::Scales::kAmplified ? 0x1p-10f
@@ -506,6 +509,7 @@ inline std::vector<Subject> subjects() {
            {WeightSpec{4, 8, 128}, WeightSpec{4, 8, 32}, WeightSpec{4, 8, 64, false, Scales::kFloat, kStep},
             WeightSpec{4, 8, 0}, WeightSpec{8, 8, 0}, WeightSpec{8, 8, 128, false, Scales::kFloat, kStep},
             WeightSpec{4, 8, 128, false, Scales::kTwoLevel},
+            WeightSpec{4, 8, 64, false, Scales::kTwoLevel, 0, false, 16},
             WeightSpec{4, 8, 64, false, Scales::kAmplified, kStep},
             WeightSpec{8, 8, 32, false, Scales::kTwoLevel},
             WeightSpec{8, 8, 96, false, Scales::kAmplified}}) {

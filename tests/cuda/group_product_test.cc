@@ -12,6 +12,7 @@
 #include "formats/group_int_a8/cuda/few_tokens_layout.h"
 #include "formats/group_int_a8/cuda/group_product_layout.h"
 #include "formats/group_int_a8/layout.h"
+#include "formats/quik/cuda/product.h"
 
 namespace nibble::group_int_a8_cuda {
 namespace {
@@ -222,6 +223,117 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{65, 333, {4, 8, 32, false, Scales::kTwoLevel}, {34}},
                       Case{80, 640, {4, 8, 128}, {129}, true}, Case{33, 520, {4, 8, 32}, {66}, true},
                       Case{70, 300, {4, 8, 64}, {31}, true}));
+
+// Groups whose multipliers fold, through quik's product.
+using FoldedProduct = GroupProductTest;
+
+TEST_P(FoldedProduct, EqualsPlainLoops) {
+  const Case& c = GetParam();
+  const cuda::Device device = cuda::open_device(0);
+  const cuda::Stream stream;
+  const int64_t n = c.n, k = c.k;
+  const PackedLinear linear =
+      find_format("group_int_a8")->pack(cases::make_weight({n, k, 0, 1, true}, c.spec, false), "linear");
+  const PackedLinear* const only[] = {&linear};
+  const FewTokensWeights host = pack_for_few_tokens(only);
+  ASSERT_TRUE(host.folds);
+  const group_int_a8::Layout layout = group_int_a8::read_layout(linear);
+  const DeviceArray<uint8_t> slots(host.slots);
+  const DeviceArray<float> row_scales(host.row_scales), bias(host.bias);
+  const DeviceArray<int32_t> code_sums(host.code_sums);
+  const FewTokensOperand weights = {.form = host.form,
+                                    .shape = host.shape,
+                                    .folds = true,
+                                    .slots = slots.device(),
+                                    .row_scales = row_scales.device(),
+                                    .code_sums = code_sums.device(),
+                                    .bias = bias.device()};
+  for (const int tokens : c.tokens) {
+    SCOPED_TRACE(::testing::Message() << tokens << " tokens");
+    std::vector<float> x = cases::make_input({n, k, 0, tokens, true}, 8, true);
+    if (tokens > 12) x[11 * k + k / 2] = INFINITY;
+    std::vector<uint16_t> halves;
+    for (float& value : x) {
+      halves.push_back(float_to_f16(value));
+      value = f16_to_float(halves.back());
+    }
+    const Codes codes = quantize(x, k, c.spec.activation_scale);
+    const DeviceArray<uint16_t> d_x(halves);
+    const cuda::Buffer memory(quik_cuda::activation_bytes(tokens, static_cast<int>(k), 0));
+    cuda::check(cudaMemset(memory.data(), 0xFF, memory.bytes()), "filling");  // NaNs
+    const quik_cuda::Activations room =
+        quik_cuda::place_activations(memory.data(), tokens, static_cast<int>(k), 0);
+    cuda::check(launch_quantize_prompt(reinterpret_cast<const __half*>(d_x.device()), tokens,
+                                       static_cast<int>(k), c.spec.activation_scale, host.shape.group,
+                                       {.codes = room.codes,
+                                        .code_stride = room.code_stride,
+                                        .scales = room.scales,
+                                        .zeros = room.zeros},
+                                       stream.get()),
+                "quantizing");
+
+    std::vector<int32_t> sums(static_cast<size_t>(tokens * n));  // before the zero points
+    std::vector<int8_t> row_codes(static_cast<size_t>(k));
+    std::vector<int32_t> folded(static_cast<size_t>(k));
+    for (int64_t row = 0; row < n; ++row) {
+      layout.unpack_row(row, row_codes.data());
+      for (int64_t j = 0; j < k; ++j)
+        folded[j] = row_codes[j] *
+                    static_cast<int32_t>(layout.multipliers[row * layout.groups + j / layout.group_size]);
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t j = 0; j < k; ++j) sums[t * n + row] += (codes.of[t * k + j] + 128) * folded[j];
+      }
+    }
+
+    const int64_t written = (n + 7) / 8 * 8, y_stride = written + 8;
+    for (const quik_cuda::Configuration& configuration : quik_cuda::configurations()) {
+      SCOPED_TRACE(::testing::Message() << "tile of " << configuration.tile_tokens << " tokens, share "
+                                        << configuration.share << ", split " << configuration.split);
+      DeviceArray<uint16_t> y(std::vector<uint16_t>(static_cast<size_t>(tokens * y_stride), 0x7E00));
+      DeviceArray<int32_t> totals(std::vector<int32_t>(static_cast<size_t>(tokens * n), 77));
+      const quik_cuda::Product product(weights, room, tokens, reinterpret_cast<__half*>(y.device()), y_stride,
+                                       configuration, device.multiprocessors);
+      cuda::check(product.launch(totals.device(), stream.get()), "multiplying");
+      stream.synchronize();
+      y.download();
+      totals.download();
+      ASSERT_EQ(totals.host(), sums);
+      const std::vector<uint16_t> first_run = y.host();
+      cuda::check(product.launch(nullptr, stream.get()), "multiplying");
+      stream.synchronize();
+      y.download();
+      ASSERT_EQ(y.host(), first_run) << "a second run gives other bits";
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t row = 0; row < n; ++row) {
+          const float got = f16_to_float(y.host()[t * y_stride + row]);
+          if (std::isnan(codes.scales[t])) {
+            ASSERT_TRUE(std::isnan(got)) << "token " << t << " row " << row;
+            continue;
+          }
+          const double scaled = double{codes.scales[t]} * double{layout.row_scales[row]} *
+                                (double{1} * sums[t * n + row] - 128.0 * host.code_sums[row]);
+          const double value = scaled + host.bias[row];
+          if (std::fabs(value) > 65000) continue;
+          const double bound = (std::fabs(scaled) + std::fabs(host.bias[row])) * 0x1p-21 +
+                               std::fabs(value) * 0x1p-11 + 0x1p-24;
+          ASSERT_NEAR(got, value, bound) << "token " << t << " row " << row;
+        }
+        for (int64_t row = written; row < y_stride; ++row)
+          ASSERT_EQ(y.host()[t * y_stride + row], 0x7E00) << "written beyond a row's end";
+      }
+    }
+  }
+}
+
+constexpr cases::WeightSpec folded(int64_t group, float activation_scale = 0) {
+  return {4, 8, group, false, Scales::kTwoLevel, activation_scale, false, 16};
+}
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, FoldedProduct,
+    ::testing::Values(Case{264, 1024, folded(128), {17, 48, 129}}, Case{17, 129, folded(128), {33}},
+                      Case{600, 1030, folded(64), {300}}, Case{4300, 256, folded(128, 0.125f), {200}},
+                      Case{72, 28672, folded(128), {33}}, Case{65, 333, folded(32), {34}},
+                      Case{129, 450, folded(64), {130}}, Case{100, 900, folded(256), {70}}));
 
 }  // namespace
 }  // namespace nibble::group_int_a8_cuda

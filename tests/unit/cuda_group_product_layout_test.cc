@@ -12,6 +12,7 @@
 #include "cases/linear_cases.h"
 #include "cuda_packed_slots.h"
 #include "formats/group_int_a8/cuda/few_tokens_layout.h"
+#include "formats/group_int_a8/cuda/folded_codes.h"
 #include "formats/group_int_a8/cuda/group_product_layout.h"
 #include "formats/group_int_a8/cuda/signed_codes.h"
 #include "formats/group_int_a8/layout.h"
@@ -95,6 +96,99 @@ INSTANTIATE_TEST_SUITE_P(Forms, GroupProductLayout,
                                            Case{20, 1000, {4, 8, 256}},
                                            Case{11, 640, {4, 8, 128, false, Scales::kTwoLevel}},
                                            Case{19, 450, {4, 8, 64, false, Scales::kAmplified}}));
+
+// Every byte of folded codes, for all codes and multipliers; the other bytes are at their extremes.
+TEST(FoldedCodes, AreCodesTimesMultipliers) {
+  for (uint32_t multiplier = 0; multiplier <= kMostFoldedMultiplier; ++multiplier) {
+    for (int code = -8; code < 8; ++code) {
+      for (const int others : {-8, 0, 7}) {
+        for (int at = 0; at < 4; ++at) {
+          uint32_t low = 0, high = 0;
+          for (int i = 0; i < 4; ++i) {
+            low |= static_cast<uint32_t>((i == at ? code : others) & 15) << (8 * i);
+            high |= static_cast<uint32_t>((i == at ? others : code) & 15) << (8 * i + 4);
+          }
+          const FoldFactor factor = fold_factor(multiplier);
+          const auto m = static_cast<int>(multiplier);
+          for (int i = 0; i < 4; ++i) {
+            EXPECT_EQ(byte_of(fold_low_nibbles(low | high, factor), i), m * (i == at ? code : others));
+            EXPECT_EQ(byte_of(fold_high_nibbles(low | high, factor), i), m * (i == at ? others : code));
+          }
+        }
+      }
+    }
+  }
+}
+
+class FoldedLayout : public ::testing::TestWithParam<Case> {};
+
+// load_folded() of quik's product_kernel.cuh, with the boxes that its producer fetches.
+TEST_P(FoldedLayout, OperandsOfABlockEqualPlainLoops) {
+  const auto& [n, k, spec] = GetParam();
+  const PackedLinear linear =
+      find_format("group_int_a8")->pack(cases::make_weight({n, k, 0, 1}, spec, false), "linear");
+  const PackedLinear* const only[] = {&linear};
+  const FewTokensWeights weights = pack_for_few_tokens(only);
+  ASSERT_TRUE(weights.folds);
+  const FewTokensShape& shape = weights.shape;
+  const group_int_a8::Layout layout = group_int_a8::read_layout(linear);
+  const int groups = 128 / shape.group, shift = groups == 1 ? 2 : groups == 2 ? 1 : 0;
+  const int64_t box = groups * kTileRows * shape.scale_bytes;
+  std::vector<int8_t> row_codes(static_cast<size_t>(k));
+  for (int64_t row = 0; row < n; ++row) {
+    layout.unpack_row(row, row_codes.data());
+    const auto folded = [&](int64_t j) {
+      return j < k ? row_codes[j] *
+                         static_cast<int>(layout.multipliers[row * layout.groups + j / layout.group_size])
+                   : 0;
+    };
+    int32_t sum = 0;
+    for (int64_t j = 0; j < k; ++j) sum += folded(j);
+    ASSERT_EQ(weights.code_sums[row], sum) << "row " << row;
+    for (int64_t block = 0; block < (k + 127) / 128; ++block) {
+      const uint8_t* const slot =
+          weights.slots.data() + row / 16 * shape.tile_bytes() + block / 2 * shape.slot_bytes();
+      std::vector<int> found(128, 1000);  // by the place of an activation's code
+      for (int q = 0; q < 4; ++q) {
+        const uint8_t* const lane = slot + block % 2 * 1024 + 16 * (row % 8 * 4 + q);
+        for (int s = 0; s < 4; ++s) {
+          const uint8_t* const at =
+              slot + kSlotCodeBytes + block % 2 * box + (s >> shift) * 32 + 2 * (row % 16);
+          const FoldFactor factor = fold_factor(at[0] + 256u * at[1]);
+          for (int i = 0; i < 2; ++i) {
+            const uint32_t pair = word_at(lane + 512 * (s / 2) + 4 * (2 * (s % 2) + i));
+            const uint32_t word =
+                row % 16 < 8 ? fold_low_nibbles(pair, factor) : fold_high_nibbles(pair, factor);
+            for (int e = 0; e < 4; ++e) found[32 * s + 16 * i + 4 * q + e] = byte_of(word, e);
+          }
+        }
+      }
+      for (int j = 0; j < 128; ++j) {
+        ASSERT_EQ(found[group_code_position(j, shape.group)], folded(128 * block + j))
+            << "row " << row << " column " << 128 * block + j;
+      }
+    }
+  }
+}
+
+constexpr cases::WeightSpec two_level(int64_t group, int most_multiplier = 16) {
+  return {4, 8, group, false, Scales::kTwoLevel, 0, false, most_multiplier};
+}
+INSTANTIATE_TEST_SUITE_P(Groups, FoldedLayout,
+                         ::testing::Values(Case{16, 256, two_level(128)}, Case{21, 300, two_level(64)},
+                                           Case{17, 520, two_level(32)}, Case{20, 1000, two_level(256, 5)}));
+
+TEST(FoldedLayout, LargerMultipliersDoNotFold) {
+  const auto packed = [](const cases::WeightSpec& spec) {
+    const PackedLinear linear =
+        find_format("group_int_a8")->pack(cases::make_weight({40, 512, 0, 1}, spec, false), "linear");
+    const PackedLinear* const only[] = {&linear};
+    return pack_for_few_tokens(only);
+  };
+  EXPECT_FALSE(packed(two_level(128, 255)).folds);
+  EXPECT_TRUE(packed(two_level(128, 255)).code_sums.empty());
+  EXPECT_FALSE(packed({4, 8, 128}).folds);
+}
 
 TEST(GroupProductCodes, PositionsArePermutationsOfEveryUnit) {
   for (const int group : {32, 64, 128}) {

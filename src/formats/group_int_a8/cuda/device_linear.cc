@@ -1,6 +1,6 @@
 // group_int_a8's row in the table of the device's kernels (backend/cuda/linear.h): integer products on the
 // tensor cores from one packing, by one kernel for few tokens and others for prompts: group_product.h, or for
-// whole rows as groups quik's.
+// whole rows as groups, and groups that fold, quik's.
 #include <algorithm>
 #include <iterator>
 
@@ -50,7 +50,7 @@ class A8Linear final : public cuda::DeviceLinear {
                   "quantizing activations");
     } else {
       cuda::check(launch_quantize_prompt(x, tokens, static_cast<int>(k_), activation_scale_,
-                                         weights_.shape.group, prompt_codes(room), stream),
+                                         weights_.shape.group, codes_in(room, tokens), stream),
                   "quantizing activations");
     }
     multiply(tokens, room, y, y_stride, workspace, stream);
@@ -60,7 +60,7 @@ class A8Linear final : public cuda::DeviceLinear {
   void forward_from(const cuda::InputStep& step, int tokens, __half* y, int64_t y_stride, void* workspace,
                     cudaStream_t stream) const override {
     const quik_cuda::Activations room = place(workspace, tokens);
-    PromptActivations codes = prompt_codes(room);
+    PromptActivations codes = codes_in(room, tokens);
     CodeOrder order = weights_.shape.group == 32 ? CodeOrder::kNarrow : CodeOrder::kPrompt;
     if (tokens <= kFewTokens) {
       order = CodeOrder::kColumns;
@@ -77,11 +77,14 @@ class A8Linear final : public cuda::DeviceLinear {
   }
 
   cuda::LinearPath path(int tokens) const override {
-    const char* const prompt = rows() ? "quik-product" : "a8-group-product";
+    const char* const prompt = whole_sums(tokens) ? "quik-product" : "a8-group-product";
     std::string arithmetic = format_text("int{}xint8->int32", weights_.shape.weight_bits);
     if (weights_.shape.weight_bits != 8) arithmetic += ", as int8";
     if (weights_.form == FewTokensForm::kFloatGroups) arithmetic += "; groups of columns summed in f32";
-    if (weights_.form == FewTokensForm::kIntegerGroups) arithmetic += "; groups of columns summed in int32";
+    if (weights_.form == FewTokensForm::kIntegerGroups) {
+      arithmetic +=
+          whole_sums(tokens) ? " times their group's multiplier" : "; groups of columns summed in int32";
+    }
     return {tokens <= kFewTokens ? "a8-few-tokens" : prompt, std::move(arithmetic)};
   }
 
@@ -98,15 +101,17 @@ class A8Linear final : public cuda::DeviceLinear {
   }
 
   bool rows() const { return weights_.form == FewTokensForm::kRows; }
+  // One sum over all columns, of unsigned activation codes.
+  bool whole_sums(int tokens) const { return rows() || (weights_.folds && tokens > kFewTokens); }
 
   quik_cuda::Activations place(void* workspace, int tokens) const {
     return quik_cuda::place_activations(workspace, tokens, static_cast<int>(k_), 0);
   }
-  PromptActivations prompt_codes(const quik_cuda::Activations& room) const {
+  PromptActivations codes_in(const quik_cuda::Activations& room, int tokens) const {
     return {.codes = room.codes,
             .code_stride = room.code_stride,
             .scales = room.scales,
-            .zeros = rows() ? room.zeros : nullptr};
+            .zeros = whole_sums(tokens) ? room.zeros : nullptr};
   }
   int64_t few_code_stride() const { return (k_ + 15) / 16 * 16; }
 
@@ -121,14 +126,14 @@ class A8Linear final : public cuda::DeviceLinear {
 
   cudaError_t multiply_prompt(int tokens, const quik_cuda::Activations& room,
                               const cuda::AlignedOutput& output, cudaStream_t stream) const {
-    if (rows()) {
+    if (whole_sums(tokens)) {
       const quik_cuda::Configuration chosen = quik_cuda::choose(tokens, weights_.shape, multiprocessors_);
       return quik_cuda::Product(weights_, room, tokens, output.to(), output.stride(), chosen,
                                 multiprocessors_)
           .launch(nullptr, stream);
     }
     const GroupConfiguration chosen = choose_group_configuration(tokens, weights_, multiprocessors_);
-    return GroupProduct(weights_, prompt_codes(room), tokens, output.to(), output.stride(), chosen,
+    return GroupProduct(weights_, codes_in(room, tokens), tokens, output.to(), output.stride(), chosen,
                         multiprocessors_)
         .launch(nullptr, stream);
   }

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "base/thread_pool.h"
+#include "formats/group_int_a8/cuda/folded_codes.h"
 #include "formats/group_int_a8/layout.h"
 
 namespace nibble::group_int_a8_cuda {
@@ -22,6 +23,19 @@ int64_t slot_start(const FewTokensShape& shape, int64_t row, int64_t slot) {
 FewTokensForm form_of(const Layout& layout) {
   if (layout.groups == 1) return FewTokensForm::kRows;
   return layout.scale_kind == ScaleKind::kFloat ? FewTokensForm::kFloatGroups : FewTokensForm::kIntegerGroups;
+}
+
+bool folds(const Layout& layout) {
+  if (form_of(layout) != FewTokensForm::kIntegerGroups || layout.weight_bits != 4) return false;
+  return std::all_of(layout.multipliers.begin(), layout.multipliers.end(),
+                     [](uint32_t multiplier) { return multiplier <= kMostFoldedMultiplier; });
+}
+
+int32_t folded_sum(const Layout& layout, int64_t row, const std::vector<int8_t>& codes) {
+  int32_t sum = 0;
+  for (int64_t j = 0; j < layout.k; ++j)
+    sum += codes[j] * static_cast<int32_t>(layout.multipliers[row * layout.groups + j / layout.group_size]);
+  return sum;
 }
 
 void place_scales(const Layout& layout, int64_t row, int64_t to_row, FewTokensWeights* packed) {
@@ -136,7 +150,9 @@ FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linear
   packed.form = form_of(layouts.front());
   packed.slots.resize(static_cast<size_t>(shape.bytes()));
   if (packed.form != FewTokensForm::kFloatGroups) packed.row_scales.resize(static_cast<size_t>(shape.n));
-  if (packed.form == FewTokensForm::kRows) packed.code_sums.resize(static_cast<size_t>(shape.n));
+  packed.folds = std::all_of(layouts.begin(), layouts.end(), folds);
+  if (packed.form == FewTokensForm::kRows || packed.folds)
+    packed.code_sums.resize(static_cast<size_t>(shape.n));
 
   // Rows of one tile share bytes; tiles do not.
   const auto pack_tile = [&](int64_t tile, int) {
@@ -157,6 +173,7 @@ FewTokensWeights pack_for_few_tokens(std::span<const PackedLinear* const> linear
         }
         case FewTokensForm::kIntegerGroups:
           packed.row_scales[row] = layout.row_scales[own];
+          if (packed.folds) packed.code_sums[row] = folded_sum(layout, own, codes);
           [[fallthrough]];
         case FewTokensForm::kFloatGroups:
           place_scales(layout, own, row, &packed);

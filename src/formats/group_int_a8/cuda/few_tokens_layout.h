@@ -39,9 +39,10 @@ namespace nibble::group_int_a8_cuda {
 struct FewTokensWeights {
   FewTokensForm form = FewTokensForm::kRows;
   FewTokensShape shape;
+  bool folds = false;              // kIntegerGroups whose codes times multipliers fit 8 bits (folded_codes.h)
   std::vector<uint8_t> slots;      // [shape.bytes()]
   std::vector<float> row_scales;   // [n]; empty for kFloatGroups
-  std::vector<int32_t> code_sums;  // [n] sums of a row's codes; kRows only
+  std::vector<int32_t> code_sums;  // [n] sums of a row's codes (kRows), or of its folded codes
   std::vector<float> bias;         // [n]
 };
 

@@ -1,6 +1,7 @@
 // Products of 4-bit weights in groups with many tokens of 8-bit activation codes on a Hopper GPU: FPTQ's and
 // the other W4A8 formats' prompts. The weights are those of few_tokens.h (its forms kFloatGroups and
-// kIntegerGroups), read as they are. Whole rows as groups go through quik/cuda/product.h.
+// kIntegerGroups), read as they are. Whole rows as groups, and groups that fold, go through
+// quik/cuda/product.h.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -15,16 +16,16 @@
 namespace nibble::group_int_a8_cuda {
 
 // Codes of a prompt's tokens on the device, in the order of group_product_layout.h (of quik's
-// prompt_layout.h for kRows).
+// prompt_layout.h for kRows). quik's product takes unsigned ones.
 struct PromptActivations {
   uint8_t* codes = nullptr;  // [tokens, code_stride], 16-byte aligned
   int64_t code_stride = 0;   // a multiple of 64, at least the columns; zeros beyond them
   float* scales = nullptr;   // [tokens rounded up to 4], 16-byte aligned
-  int32_t* zeros = nullptr;  // the same; kRows only
+  int32_t* zeros = nullptr;  // the same; for unsigned codes
 };
 
-// The codes of x [tokens, k] and their scales (README, "Activation codes"), signed for groups; with
-// out.zeros as a + 128 and a zero point of 128, for kRows. `activation_scale` 0: per token. `group` is the
+// The codes of x [tokens, k] and their scales (README, "Activation codes"), signed, or with out.zeros as a +
+// 128 and a zero point of 128. `activation_scale` 0: per token. `group` is the
 // weights' FewTokensShape::group. k at most 65536.
 cudaError_t launch_quantize_prompt(const __half* x, int tokens, int k, float activation_scale, int group,
                                    const PromptActivations& out, cudaStream_t stream);

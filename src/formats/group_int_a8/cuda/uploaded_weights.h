@@ -24,6 +24,7 @@ class UploadedWeights {
   explicit UploadedWeights(const FewTokensWeights& packed)
       : form_(packed.form),
         shape_(packed.shape),
+        folds_(packed.folds),
         slots_(uploaded(packed.slots)),
         row_scales_(uploaded(packed.row_scales)),
         code_sums_(uploaded(packed.code_sums)),
@@ -32,6 +33,7 @@ class UploadedWeights {
   UploadedWeights(const UploadedWeights& other)
       : form_(other.form_),
         shape_(other.shape_),
+        folds_(other.folds_),
         slots_(other.slots_.clone()),
         row_scales_(other.row_scales_.clone()),
         code_sums_(other.code_sums_.clone()),
@@ -43,6 +45,7 @@ class UploadedWeights {
   FewTokensOperand operand() const {
     return {.form = form_,
             .shape = shape_,
+            .folds = folds_,
             .slots = slots_.as<uint8_t>(),
             .row_scales = row_scales_.as<float>(),
             .code_sums = code_sums_.as<int32_t>(),
@@ -53,6 +56,7 @@ class UploadedWeights {
  private:
   FewTokensForm form_;
   FewTokensShape shape_;
+  bool folds_;
   cuda::Buffer slots_, row_scales_, code_sums_, bias_;
 };
 

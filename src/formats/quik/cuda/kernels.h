@@ -14,8 +14,9 @@ using products::kBlockColumns;
 using products::kTileOutputs;
 
 struct ProductArguments {
-  // How the copy engine sees the operands. Weights: rows are tiles of 16 outputs, columns units of 8 bytes.
-  CUtensorMap weights, codes, outliers, y;
+  // How the copy engine sees the operands. Weights, multipliers: rows are tiles of 16 outputs, columns units
+  // of 8 bytes.
+  CUtensorMap weights, multipliers, codes, outliers, y;
   const float* scales;         // [n]
   const int32_t* code_sums;    // [n]
   const float* bias;           // [n] or null
@@ -27,16 +28,22 @@ struct ProductArguments {
   int outlier_offset;                  // of a tile's outlier weights, in units of 8 bytes
   int raster;                          // tiles of tokens that neighbours in time take of the same outputs
   int lag;                             // blocks by which the second warpgroup starts later
+  // Of folded weights: units of 8 bytes from one slot to the next; bytes of a block's multipliers of 16
+  // outputs; the step of 32 columns, shifted so far to the right, is its group.
+  int slot_units, multiplier_box, multiplier_shift;
 };
 
 // The sizes of one instance of the kernel, in bytes of shared memory.
 struct ProductSizes : products::Tiling {
   int bits;
+  bool folded = false;
   // A block of columns: of 16 outputs' weights so many bytes, integers or outliers.
   constexpr int weight_box() const { return 256 * bits; }
   constexpr int outliers() const { return weight_box() / 32; }
   constexpr int outlier_row() const { return 2 * outliers(); }  // bytes of a token's
-  constexpr int weights() const { return kTileOutputs / 16 * weight_box(); }
+  constexpr int integers() const { return kTileOutputs / 16 * weight_box(); }
+  // With room for the multipliers of groups of 32 columns.
+  constexpr int weights() const { return integers() + (folded ? kTileOutputs * 4 * 2 : 0); }
   constexpr int stage() const { return weights() + tile_tokens * kBlockColumns; }
   // Besides the ring: chunks, slices, and the scale and the zero point of each token.
   constexpr int fixed(int chunk_tokens) const { return beside_ring(chunk_tokens, 2); }
@@ -51,5 +58,6 @@ struct ProductSizes : products::Tiling {
 // The kernel of a configuration; null where there is none.
 const void* int8_product_kernel(const Configuration& configuration);
 const void* int4_product_kernel(const Configuration& configuration);
+const void* folded_product_kernel(const Configuration& configuration);
 
 }  // namespace nibble::quik_cuda

@@ -67,16 +67,25 @@ Product::Product(const group_int_a8_cuda::FewTokensOperand& weights, const Activ
                  int multiprocessors)
     : configuration_(configuration) {
   const group_int_a8_cuda::FewTokensShape& shape = weights.shape;
-  NIBBLE_CHECK(weights.form == group_int_a8_cuda::FewTokensForm::kRows);
-  const ProductSizes sizes = {configuration, shape.weight_bits};
-  const void* const kernel =
-      shape.weight_bits == 8 ? int8_product_kernel(configuration) : int4_product_kernel(configuration);
+  NIBBLE_CHECK(weights.form == group_int_a8_cuda::FewTokensForm::kRows || weights.folds);
+  const ProductSizes sizes = {configuration, shape.weight_bits, weights.folds};
+  const void* const kernel = weights.folds            ? folded_product_kernel(configuration)
+                             : shape.weight_bits == 8 ? int8_product_kernel(configuration)
+                                                      : int4_product_kernel(configuration);
   if (kernel == nullptr)
     fail("there is no product of {} tokens for {} bits", sizes.tile_tokens, shape.weight_bits);
 
   ProductArguments a = {};
   a.weights = cuda::make_byte_map(weights.slots, shape.tiles(), shape.tile_bytes(), kTileOutputs / 16,
                                   sizes.weight_box());
+  if (weights.folds) {
+    const int groups = kBlockColumns / shape.group;
+    a.slot_units = static_cast<int>(shape.slot_bytes() / 8);
+    a.multiplier_box = groups * group_int_a8_cuda::kTileRows * shape.scale_bytes;
+    a.multiplier_shift = groups == 1 ? 2 : groups == 2 ? 1 : 0;
+    a.multipliers = cuda::make_byte_map(weights.slots, shape.tiles(), shape.tile_bytes(), kTileOutputs / 16,
+                                        a.multiplier_box);
+  }
   a.codes = cuda::make_tile_map(cuda::TileType::kBytes, activations.codes, tokens,
                                 round_up(static_cast<int>(shape.columns), kCodeUnit), activations.code_stride,
                                 sizes.tile_tokens / sizes.share);

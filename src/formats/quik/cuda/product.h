@@ -1,7 +1,8 @@
 // QUIK's linear for many tokens on a Hopper GPU (arXiv 2310.09259): activations quantized per token, their
 // codes times 4- or 8-bit weight codes in INT32, and in the same kernel the zero points, the scales and the
-// FP16 outlier columns. The weights are those of group_int_a8/cuda/few_tokens.h (form kRows), which
-// multiplies few tokens with them; so this serves per-channel linears of group_int_a8 too.
+// FP16 outlier columns. The weights are those of group_int_a8/cuda/few_tokens.h (form kRows, or groups that
+// fold), which multiplies few tokens with them; so this serves linears of group_int_a8 too: per channel, and
+// with small integer group scales.
 #pragma once
 
 #include <cuda_fp16.h>

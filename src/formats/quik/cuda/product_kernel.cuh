@@ -1,8 +1,9 @@
 // The product of a prompt. Weights are the products' first operand: 128 outputs times up to 256 tokens per
 // block. A block is a warpgroup of which one thread keeps a ring of tiles filled through the copy engine, and
 // two that multiply 64 outputs each: weight codes go from the ring to registers, 4-bit ones there to bytes 16
-// q; then s8 x u8 in INT32 over all integer columns; then, with the sums turned into floats where they lie,
-// the outlier columns in FP16 on top. Nothing but the FP16 result goes back to memory.
+// q, folded ones to bytes m q with their group's multiplier m; then s8 x u8 in INT32 over all integer
+// columns; then, with the sums turned into floats where they lie, the outlier columns in FP16 on top. Nothing
+// but the FP16 result goes back to memory.
 //
 // Blocks work in clusters: two that share their tokens' codes, each fetching half for both (persistent: more
 // tiles than blocks), or 2 or 4 that share the columns of a tile, then exchange INT32 sums and finish a part
@@ -14,6 +15,7 @@
 
 #include "backend/cuda/product_parts.cuh"
 #include "backend/cuda/wgmma_int8.cuh"
+#include "formats/group_int_a8/cuda/folded_codes.h"
 #include "formats/quik/cuda/kernels.h"
 
 namespace nibble::quik_cuda {
@@ -24,9 +26,36 @@ using products::Lane;
 using products::RingPlace;
 using products::TileIndex;
 
-template <int kTokens, int kShare, int kSplit, int kBits>
+// Folded codes of 128 columns, as load_nibbles() takes them. `multipliers`: those of the lane's first output,
+// two bytes each, 32 bytes from one group to the next; those of the second output are 16 bytes behind.
+__device__ inline void load_folded(uint32_t (&a)[16], uint32_t from, uint32_t multipliers, int shift) {
+  using namespace group_int_a8_cuda;
+  const auto factor = [](uint32_t address) {
+    uint16_t multiplier;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(multiplier) : "r"(address) : "memory");
+    return fold_factor(multiplier);
+  };
+#pragma unroll
+  for (int v = 0; v < 2; ++v) {
+    const uint4 words = ptx::load_shared(from + 512 * v);
+    const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int p = 0; p < 2; ++p) {
+      const uint32_t at = multipliers + ((2 * v + p) >> shift) * 32;
+      const FoldFactor low = factor(at), high = factor(at + 16);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        a[8 * v + 4 * p + 2 * i] = fold_low_nibbles(pairs[2 * p + i], low);
+        a[8 * v + 4 * p + 2 * i + 1] = fold_high_nibbles(pairs[2 * p + i], high);
+      }
+    }
+  }
+}
+
+template <int kTokens, int kShare, int kSplit, int kBits, bool kFolded>
 struct ProductKernel {
-  static constexpr ProductSizes kSizes = {kTokens, kShare, kSplit, kBits};
+  static constexpr ProductSizes kSizes = {kTokens, kShare, kSplit, kBits, kFolded};
+  static constexpr bool kShifted = kBits == 4 && !kFolded;  // products are of 16 q
   static constexpr int kStages = kSizes.stages(), kOwn = kSizes.own_tokens();
   static_assert(kStages >= 4 && kSizes.chunk() * 3 % 1024 == 0 && kOwn % kSizes.chunk_tokens() == 0);
 
@@ -54,10 +83,19 @@ struct ProductKernel {
     const int start = integers ? 0 : a.outlier_offset;
     const int place = integers ? b.part.first_block + block : block - b.part.blocks;
     const uint32_t barrier = b.barriers.full + 8 * stage;
-    ptx::barrier_arrive_expecting(
-        barrier, kSizes.weights() + (integers ? kTokens * kBlockColumns : kOwn * kSizes.outlier_row()));
-    ptx::tile_copy(b.weights(stage), &a.weights, start + place * (kSizes.weight_box() / 8), tile.output / 16,
-                   barrier);
+    if constexpr (kFolded) {  // two blocks in a slot, their multipliers behind both
+      const int slot = place / 2 * a.slot_units, second = place % 2, row = tile.output / 16;
+      ptx::barrier_arrive_expecting(
+          barrier, kSizes.integers() + kTileOutputs / 16 * a.multiplier_box + kTokens * kBlockColumns);
+      ptx::tile_copy(b.weights(stage), &a.weights, slot + second * (kSizes.weight_box() / 8), row, barrier);
+      ptx::tile_copy(b.weights(stage) + kSizes.integers(), &a.multipliers,
+                     slot + 2 * (kSizes.weight_box() / 8) + second * (a.multiplier_box / 8), row, barrier);
+    } else {
+      ptx::barrier_arrive_expecting(
+          barrier, kSizes.weights() + (integers ? kTokens * kBlockColumns : kOwn * kSizes.outlier_row()));
+      ptx::tile_copy(b.weights(stage), &a.weights, start + place * (kSizes.weight_box() / 8),
+                     tile.output / 16, barrier);
+    }
   }
   __device__ static void copy_tokens(const Block& b, const TileIndex& tile, int block, int stage) {
     const ProductArguments& a = b.arguments;
@@ -88,9 +126,15 @@ struct ProductKernel {
   struct OutlierOperand {
     uint32_t a[kSizes.outliers() / 4];
   };
-  __device__ static void load_integers(Operand& operand, uint32_t from) {
+  __device__ static void load_integers(Operand& operand, const Block& b, const Lane& lane, int stage) {
+    const int tile = 4 * lane.group + lane.warp;  // of 16 outputs
+    const uint32_t from = b.weights(stage) + tile * kSizes.weight_box() + 16 * (lane.thread % 32);
     if constexpr (kBits == 8) {
       products::load_words(operand.a, from);
+    } else if constexpr (kFolded) {
+      load_folded(operand.a, from,
+                  b.weights(stage) + kSizes.integers() + tile * b.arguments.multiplier_box + 2 * lane.g,
+                  b.arguments.multiplier_shift);
     } else {
       products::load_nibbles(operand.a, from);
     }
@@ -108,8 +152,7 @@ struct ProductKernel {
     int previous = -1;
     const auto step = [&](Operand& now, Operand& before, int block) {
       ptx::barrier_wait(b.barriers.full + 8 * place.stage, place.parity);
-      load_integers(now, b.weights(place.stage) + (4 * lane.group + lane.warp) * kSizes.weight_box() +
-                             16 * (lane.thread % 32));
+      load_integers(now, b, lane, place.stage);
       const uint64_t tokens = ptx::operand_128b(b.tokens(place.stage));
       ptx::fence_registers(now.a);
       ptx::warpgroup_arrive();
@@ -157,7 +200,7 @@ struct ProductKernel {
       rows.sum[i] = inside ? *static_cast<const volatile int32_t*>(a.code_sums + output + 8 * i) : 0;
       rows.bias[i] =
           inside && a.bias != nullptr ? *static_cast<const volatile float*>(a.bias + output + 8 * i) : 0.0f;
-      if (kBits == 4) {  // the products are of 16 q
+      if (kShifted) {
         rows.scale[i] *= 0.0625f;
         rows.sum[i] *= 16;
       }
@@ -240,8 +283,8 @@ struct ProductKernel {
       multiply(b, lane, place, d, lane.group == 0 && index == first ? lag - 1 : -1);
       const auto finish = [&](int32_t(&own)[kOwn / 2]) {
         if (a.accumulators != nullptr) {
-          products::write_sums<kBits == 4 ? 4 : 0>(a, own, token + 2 * lane.q,
-                                                   output + 16 * lane.warp + lane.g);
+          products::write_sums<kShifted ? 4 : 0>(a, own, token + 2 * lane.q,
+                                                 output + 16 * lane.warp + lane.g);
         }
         const int turn = count % 2;
         ptx::barrier_wait(b.barriers.numbers_full + 8 * turn, count / 2 % 2);
@@ -277,25 +320,25 @@ struct ProductKernel {
   }
 };
 
-template <int kTokens, int kShare, int kSplit, int kBits>
+template <int kTokens, int kShare, int kSplit, int kBits, bool kFolded>
 __global__ void __launch_bounds__(products::kThreads, 1)
     product_kernel(const __grid_constant__ ProductArguments arguments) {
-  using Kernel = ProductKernel<kTokens, kShare, kSplit, kBits>;
+  using Kernel = ProductKernel<kTokens, kShare, kSplit, kBits, kFolded>;
   extern __shared__ uint8_t dynamic[];
   __shared__ typename Kernel::Barriers barriers;
   Kernel::run(arguments, dynamic, barriers);
 }
 
-template <int kBits>
+template <int kBits, bool kFolded = false>
 const void* find_product_kernel(const Configuration& c) {
   const auto is = [&](int tokens, int share, int split) {
     return c.tile_tokens == tokens && c.share == share && c.split == split;
   };
-  if (is(256, 2, 1)) return reinterpret_cast<const void*>(product_kernel<256, 2, 1, kBits>);
-  if (is(160, 2, 1)) return reinterpret_cast<const void*>(product_kernel<160, 2, 1, kBits>);
-  if (is(128, 2, 1)) return reinterpret_cast<const void*>(product_kernel<128, 2, 1, kBits>);
-  if (is(128, 1, 1)) return reinterpret_cast<const void*>(product_kernel<128, 1, 1, kBits>);
-  if (is(128, 1, 2)) return reinterpret_cast<const void*>(product_kernel<128, 1, 2, kBits>);
+  if (is(256, 2, 1)) return reinterpret_cast<const void*>(product_kernel<256, 2, 1, kBits, kFolded>);
+  if (is(160, 2, 1)) return reinterpret_cast<const void*>(product_kernel<160, 2, 1, kBits, kFolded>);
+  if (is(128, 2, 1)) return reinterpret_cast<const void*>(product_kernel<128, 2, 1, kBits, kFolded>);
+  if (is(128, 1, 1)) return reinterpret_cast<const void*>(product_kernel<128, 1, 1, kBits, kFolded>);
+  if (is(128, 1, 2)) return reinterpret_cast<const void*>(product_kernel<128, 1, 2, kBits, kFolded>);
   return nullptr;
 }
 
