@@ -8,7 +8,7 @@
 // round. What a row makes of the sums is one float per lane and segment.
 #pragma once
 
-#include "formats/group_int/row_products.h"
+#include "formats/group_int/segment_scale.h"
 
 namespace nibble::NIBBLE_ISA {
 namespace {
@@ -45,10 +45,6 @@ inline int64_t segments_of(const IntegerShape& shape, int64_t k) {
 inline int64_t prepared_bytes(const IntegerShape& shape, int64_t k) {
   return segments_of(shape, k) * static_cast<int64_t>(sizeof(IntegerSegment)) +
          k / shape.chunk * chunk_bytes(shape);
-}
-
-inline Vec power_of_two(int exponent) {
-  return set1(bits_float(static_cast<uint32_t>(exponent + 127) << 23));
 }
 
 // The planes of 64 activations, x[columns[0]], x[columns[1]], ..., times the two factors, and their lanes'
@@ -90,10 +86,8 @@ void prepare_token(const IntegerShape& shape, const float* x, int64_t k, uint8_t
     // 2^e, e = biased - 126, is a power of two that |X| <= 127 (2^16 + 2^8 + 1) follows from: the next one
     // above the largest magnitude, or the one after where that is just below it.
     const int biased = (largest + 0x10101) >> 23;
-    const bool finite = largest < 0x7f800000;
-    const int shift = finite ? 149 - biased : 0,
-              half = shift >> 1;  // in two factors, which are normal numbers
-    const Vec factor0 = power_of_two(half), factor1 = power_of_two(shift - half);
+    const SegmentScale scale = {biased, largest < 0x7f800000};
+    const auto [factor0, factor1] = scale.factors();
     __m512i sums[kPlanes] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
     for (int64_t chunk = begin; chunk < end; chunk += shape.chunk) {
       for (int64_t v = 0; v < shape.chunk; v += kVectorCodes, planes += kVectorBytes)
@@ -106,10 +100,7 @@ void prepare_token(const IntegerShape& shape, const float* x, int64_t k, uint8_t
     }
     store(segment->high_sum, _mm512_cvtepi32_ps(sums[0]));
     store(segment->low_sum, _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(sums[1], 8), sums[2])));
-    // 2^(e - 2), subnormal for the smallest numbers.
-    segment->exponent = !finite      ? bits_float(0x7fc00000u)
-                        : biased < 2 ? bits_float(0x00200000u << biased)
-                                     : bits_float(static_cast<uint32_t>(biased - 1) << 23);
+    segment->exponent = scale.exponent();
   }
 }
 

@@ -10,7 +10,7 @@
 // integer_products.h.)
 #pragma once
 
-#include "formats/group_int/row_products.h"
+#include "formats/group_int/segment_scale.h"
 
 namespace nibble::NIBBLE_ISA {
 namespace {
@@ -46,9 +46,6 @@ inline int64_t word_token_bytes(const WordShape& shape, int64_t k) {
          k / kWords * kVectorPlanes * static_cast<int64_t>(sizeof(int16_t));
 }
 
-inline Vec power_of_two(int exponent) {
-  return set1(bits_float(static_cast<uint32_t>(exponent + 127) << 23));
-}
 inline __m256i load_words(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store_words(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
@@ -86,10 +83,8 @@ void prepare_word_token(const WordShape& shape, const float* x, int64_t k, uint8
     int32_t largest = 0;
     for (const int32_t lane : lanes) largest = largest < lane ? lane : largest;
     const int biased = largest >> 23;  // e is biased - 126
-    const bool finite = largest < 0x7f800000;
-    const int shift = finite ? 149 - biased : 0,
-              half = shift >> 1;  // in two factors, which are normal numbers
-    const Vec factor0 = power_of_two(half), factor1 = power_of_two(shift - half);
+    const SegmentScale scale = {biased, largest < 0x7f800000};
+    const auto [factor0, factor1] = scale.factors();
     __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (int64_t chunk = begin; chunk < end; chunk += shape.chunk) {
       for (int64_t v = 0; v < shape.chunk; v += kWords, planes += kVectorPlanes)
@@ -100,10 +95,7 @@ void prepare_word_token(const WordShape& shape, const float* x, int64_t k, uint8
       store_words(segment->starts[plane], _mm256_mullo_epi32(sums[plane], _mm256_set1_epi32(-shape.center)));
       store(segment->sums[plane], _mm256_cvtepi32_ps(sums[plane]));
     }
-    // 2^(e - 2), subnormal for the smallest numbers.
-    segment->exponent = !finite      ? bits_float(0x7fc00000u)
-                        : biased < 2 ? bits_float(0x00200000u << biased)
-                                     : bits_float(static_cast<uint32_t>(biased - 1) << 23);
+    segment->exponent = scale.exponent();
   }
 }
 

@@ -19,11 +19,16 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "formats/token_tiles.h"
+
 namespace nibble::group_int_a8 {
 
-constexpr int kStripRows = 32;
-constexpr int kStep = 32;  // columns
-constexpr int kTileTokens = 16;
+using token_tiles::kStripRows;
+using token_tiles::kTileTokens;
+using token_tiles::Output;
+using token_tiles::tile_rows;
+
+constexpr int kStep = 32;         // columns
 constexpr int kMaxDotTokens = 8;  // most tokens that one call of a product handles
 
 struct Weights {
@@ -49,23 +54,11 @@ struct Activations {
   int32_t* starts;  // minus the offset of the weight codes times the sum of a group's codes [tokens, groups]
 };
 
-// Where products go: floats, or (for tests) the INT32 sums, [tokens, n, groups] with float scales and
-// [tokens, n] with integer ones.
-struct Output {
-  float* y;
-  int64_t y_stride;
-  int32_t* accumulators;
-};
-
-// Tokens of the tile that holds token t.
-static constexpr int64_t tile_rows(int64_t tokens, int64_t t) {
-  const int64_t first = t / kTileTokens * kTileTokens;
-  return tokens - first < kTileTokens ? tokens - first : kTileTokens;
-}
+// Output::accumulators are [tokens, n, groups] with float scales and [tokens, n] with integer ones.
 
 // The first codes of token t; step s of it stands s * tile_rows * 32 bytes further on.
 static inline int8_t* token_codes(const Activations& a, int64_t steps, int64_t t) {
-  return a.codes + (t / kTileTokens * kTileTokens * steps + t % kTileTokens) * kStep;
+  return a.codes + token_tiles::token_place(steps, t, kStep);
 }
 
 static constexpr int64_t strip_bytes(const Weights& w) {

@@ -19,11 +19,16 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "formats/token_tiles.h"
+
 namespace nibble::quik {
 
-constexpr int kStripRows = 32;
+using token_tiles::kStripRows;
+using token_tiles::kTileTokens;
+using token_tiles::Output;
+using token_tiles::tile_rows;
+
 constexpr int kBlockColumns = 64;
-constexpr int kTileTokens = 16;
 constexpr int kOutlierBlock = 32;  // outlier columns of one bf16 AMX tile
 
 struct Weights {
@@ -55,22 +60,11 @@ struct Activations {
       outlier_tiles;  // the same as bf16, x = high + low: [tile][high, low][outlier block][rows][32]; or null
 };
 
-// Where products go: floats, or (for tests) the INT32 sums of code products [tokens, n].
-struct Output {
-  float* y;
-  int64_t y_stride;
-  int32_t* accumulators;
-};
-
-// Tokens of the tile that holds token t.
-static constexpr int64_t tile_rows(int64_t tokens, int64_t t) {
-  const int64_t first = t / kTileTokens * kTileTokens;
-  return tokens - first < kTileTokens ? tokens - first : kTileTokens;
-}
+// Output::accumulators are [tokens, n].
 
 // The first codes of token t; block b of it stands b * tile_rows * 64 bytes further on.
 static inline uint8_t* token_codes(const Activations& a, int64_t blocks, int64_t t) {
-  return a.codes + (t / kTileTokens * kTileTokens * blocks + t % kTileTokens) * kBlockColumns;
+  return a.codes + token_tiles::token_place(blocks, t, kBlockColumns);
 }
 
 static constexpr int64_t strip_bytes(const Weights& w) {
