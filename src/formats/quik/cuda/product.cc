@@ -1,5 +1,7 @@
 #include "formats/quik/cuda/product.h"
 
+#include <algorithm>
+
 #include "backend/cuda/tensor_map.h"
 #include "base/error.h"
 #include "formats/quik/cuda/kernels.h"
@@ -106,7 +108,7 @@ Product::Product(const group_int_a8_cuda::FewTokensOperand& weights, const Activ
   a.outlier_blocks = static_cast<int>(products::divided_up(shape.outliers, sizes.outliers()));
   a.outlier_offset = static_cast<int>(shape.integer_slots() * shape.slot_bytes() / 8);
   a.raster = sizes.raster();
-  a.lag = configuration.lag;
+  a.lag = std::min(configuration.lag, a.integer_blocks / configuration.split);
   prepared_.prepare(kernel, configuration, sizes.shared(), multiprocessors, a);
 }
 
