@@ -110,7 +110,7 @@ struct QuikLinear {
 struct Bench {
   cuda::Device device = cuda::open_device(0);
   cuda::Stream stream;
-  int lag = -1;               // of every product, where not negative
+  int lag = -1;             // of every product, where not negative
   double load_seconds = 1;  // that a graph runs before it is timed
 
   double seconds(const std::function<void()>& enqueue) const {
