@@ -137,6 +137,7 @@ std::span<const Field> fields() {
       {"calibrate_on_codes", Switch{&LinearSettings::calibrate_on_codes}},
       {"scale_kind", Choice{&LinearSettings::scale_kind, scale_kinds}},
       {"scale_amplifier", Count{&LinearSettings::scale_amplifier, 0, 1 << 24}},
+      {"scale_steps", Count{&LinearSettings::scale_steps, 0, 255}},
       {"transform", Choice{&LinearSettings::transform, transform_names}},
       {"static_limit", Amount{&LinearSettings::static_limit, 0, 1e30}},
       {"per_token_limit", Amount{&LinearSettings::per_token_limit, 0, 1e30}},
@@ -408,6 +409,10 @@ void LinearSettings::check(const std::string& source) const {
   if ((scale_amplifier & (scale_amplifier - 1)) != 0 || (scale_amplifier != 0 && scale_kind != "integer")) {
     fail("{}: scale_amplifier {} with scale_kind \"{}\"; expected 0, or a power of two with \"integer\"",
          source, scale_amplifier, scale_kind);
+  }
+  if (scale_steps != 0 && scale_kind != "two_level") {
+    fail("{}: scale_steps {} with scale_kind \"{}\"; expected 0, or 1 to 255 with \"two_level\"", source,
+         scale_steps, scale_kind);
   }
   if (static_limit > per_token_limit) {
     fail("{}: static_limit {} is above per_token_limit {}", source, static_limit, per_token_limit);

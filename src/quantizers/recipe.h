@@ -87,6 +87,7 @@ struct LinearSettings {
   // "two_level" (a float per row times small integers); for formats that sum whole rows in integers.
   std::string scale_kind = "float";
   int64_t scale_amplifier = 0;
+  int64_t scale_steps = 0;  // two_level: the largest multiplier; 0: see two_level_steps()
   // What is done to a linear group's input before anything is quantized (src/transforms): "none",
   // "log_equalization", "smoothquant". Members of a group must agree on these.
   std::string transform = "none";
@@ -98,6 +99,10 @@ struct LinearSettings {
 
   // The group size for this many integer columns.
   int64_t group_size_for(int64_t columns) const;
+  // The largest multiplier of two_level scales: scale_steps, or for 0 the most that keeps code * multiplier
+  // in 8 bits with 4-bit codes, -8 * 16 = -128 (kernels then multiply such products as INT8), else what a
+  // byte holds.
+  int64_t two_level_steps() const { return scale_steps > 0 ? scale_steps : weight_bits == 4 ? 16 : 255; }
   TransformSettings transform_settings() const {
     return {.static_limit = static_limit, .per_token_limit = per_token_limit, .smooth_alpha = smooth_alpha};
   }

@@ -1,7 +1,9 @@
 // Integer group scales: within the sums that INT32 holds, and codes chosen for them as they are.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <random>
 
 #include "formats/format.h"
 #include "quantizer_cases.h"
@@ -80,6 +82,125 @@ TEST_P(IntegerScales, CodesAreNearestForTheScaleThatIsStored) {
   }
 }
 
+// Group scales that are `ratios` times 2^-6, by symmetric 4-bit rounding: the largest weight of a group is 7
+// times its scale, and the others are what random codes stand for.
+struct ScaleRow {
+  std::vector<float> weight;
+  LinearSettings settings;
+  QuantizerInput input;
+};
+
+constexpr int64_t kRowGroup = 32;
+
+ScaleRow row_of_scales(const std::vector<double>& ratios, int64_t steps) {
+  ScaleRow made;
+  for (size_t group = 0; group < ratios.size(); ++group) {
+    for (int64_t i = 0; i < kRowGroup; ++i) {
+      const int64_t code = i == 0 ? 7 : (static_cast<int64_t>(group) * 5 + i * 3) % 15 - 7;
+      made.weight.push_back(static_cast<float>(ratios[group] * static_cast<double>(code) / 64));
+    }
+  }
+  made.settings.format = "group_int_a8";
+  made.settings.activation_bits = 8;
+  made.settings.group_size = kRowGroup;
+  made.settings.scale_kind = "two_level";
+  made.settings.scale_steps = steps;
+  made.settings.check("test");
+  return made;
+}
+
+QuantizedWeight quantized(ScaleRow& row) {
+  ThreadPool pool(1);
+  row.input = {.name = "x",
+               .weight = row.weight.data(),
+               .out_features = 1,
+               .in_features = static_cast<int64_t>(row.weight.size()),
+               .settings = &row.settings};
+  QuantizedWeight weight = find_quantizer("rtn").quantize(row.input, pool);
+  EXPECT_NO_THROW(find_format("group_int_a8")->pack(weight, "x"));
+  return weight;
+}
+
+TEST(TwoLevelScales, AreExactWhereTheyAreMultiples) {
+  for (const int32_t steps : {1, 2, 3, 7, 16, 100, 255}) {
+    // Every multiplier there is, in one row.
+    std::vector<double> all;
+    std::vector<int32_t> expected;
+    for (int32_t i = 1; i <= steps; ++i) {
+      all.push_back(i);
+      expected.push_back(i);
+    }
+    ScaleRow row = row_of_scales(all, steps);
+    const QuantizedWeight weight = quantized(row);
+    EXPECT_EQ(weight.scale_multipliers, expected);
+    EXPECT_EQ(weight.row_scales, std::vector<float>{1.0f / 64});
+    EXPECT_EQ(dequantize(weight), row.weight) << steps;
+  }
+  // The largest scale need not have the largest multiplier.
+  for (const int32_t top : {9, 11, 13, 14, 15, 16}) {
+    SCOPED_TRACE(top);
+    ScaleRow row = row_of_scales({3, static_cast<double>(top), 7, 1, 8}, 16);
+    const QuantizedWeight weight = quantized(row);
+    EXPECT_EQ(weight.scale_multipliers, (std::vector<int32_t>{3, top, 7, 1, 8}));
+    EXPECT_EQ(dequantize(weight), row.weight);
+  }
+}
+
+TEST(TwoLevelScales, HaveMultipliersOfOneToTheSteps) {
+  ThreadPool pool(2);
+  for (const int64_t bits : {4, 8}) {
+    for (const int64_t steps : {0, 1, 2, 5, 16, 255}) {
+      QuantizerCase made = make_case(21, 200);
+      // Groups of scales far below the others': as near as a multiplier of 1 comes.
+      for (int64_t i = 0; i < 21 * 200; ++i) made.weight[i] *= i % 200 < 64 && i > 2000 ? 1e-4f : 1.0f;
+      made.settings.format = "group_int_a8";
+      made.settings.weight_bits = bits;
+      made.settings.activation_bits = 8;
+      made.settings.group_size = 64;
+      made.settings.scale_kind = "two_level";
+      made.settings.scale_steps = steps;
+      const QuantizedWeight weight = find_quantizer("rtn").quantize(input_of(made), pool);
+      const auto [least, most] =
+          std::minmax_element(weight.scale_multipliers.begin(), weight.scale_multipliers.end());
+      EXPECT_EQ(*least, 1) << steps;
+      const int64_t expected = steps > 0 ? steps : bits == 4 ? 16 : 255;
+      EXPECT_EQ(made.settings.two_level_steps(), expected);
+      EXPECT_LE(*most, expected);
+      EXPECT_GT(*most, expected / 2);
+    }
+  }
+}
+
+// Sum over the groups of squared relative errors of the scales, with the unit that gives the largest scale
+// the multiplier `top`.
+double scale_error(const std::vector<double>& ratios, int32_t top) {
+  const double unit = *std::max_element(ratios.begin(), ratios.end()) / top;
+  double sum = 0;
+  for (const double ratio : ratios) {
+    const double error = std::clamp(std::nearbyint(ratio / unit), 1.0, 1.0 * top) * unit / ratio - 1;
+    sum += error * error;
+  }
+  return sum;
+}
+
+TEST(TwoLevelScales, HaveTheUnitOfLeastError) {
+  std::mt19937 engine(7);
+  std::uniform_real_distribution<double> uniform(0.3, 1.0);
+  int smaller = 0;
+  for (int trial = 0; trial < 50; ++trial) {
+    std::vector<double> ratios;
+    for (int group = 0; group < 9; ++group) ratios.push_back(uniform(engine));
+    ScaleRow row = row_of_scales(ratios, 16);
+    const QuantizedWeight weight = quantized(row);
+    const int32_t top = *std::max_element(weight.scale_multipliers.begin(), weight.scale_multipliers.end());
+    double least = scale_error(ratios, 16);
+    for (int32_t other = 9; other < 16; ++other) least = std::min(least, scale_error(ratios, other));
+    EXPECT_NEAR(scale_error(ratios, top), least, 1e-4 * least) << "trial " << trial << ", top " << top;
+    smaller += top < 16;
+  }
+  EXPECT_GT(smaller, 10);
+}
+
 // At these widths full multipliers would overflow.
 TEST(IntegerScalesOfWideRows, AreSmallerMultipliers) {
   ThreadPool pool(2);
@@ -95,6 +216,7 @@ TEST(IntegerScalesOfWideRows, AreSmallerMultipliers) {
     SCOPED_TRACE(kind);
     settings.scale_kind = kind;
     settings.weight_bits = bits;
+    settings.scale_steps = std::string(kind) == "two_level" ? 255 : 0;
     const QuantizerInput input = {
         .name = "x", .weight = weights.data(), .out_features = 3, .in_features = k, .settings = &settings};
     const QuantizedWeight weight = find_quantizer("rtn").quantize(input, pool);
@@ -139,6 +261,12 @@ TEST(IntegerScalesSettings, AreRefusedWhereNothingHoldsThem) {
               s.scale_kind = "integer", s.scale_amplifier = 1000;
             }).find("power of two"),
             std::string::npos);
+  EXPECT_EQ(refusal([](LinearSettings& s) { s.scale_kind = "two_level", s.scale_steps = 255; }), "");
+  for (const char* kind : {"float", "integer"}) {
+    const std::string text = refusal([&](LinearSettings& s) { s.scale_kind = kind, s.scale_steps = 16; });
+    EXPECT_NE(text.find("scale_steps 16 with scale_kind \"" + std::string(kind)), std::string::npos) << text;
+    EXPECT_NE(text.find("1 to 255 with \"two_level\""), std::string::npos) << text;
+  }
   EXPECT_NE(refusal([](LinearSettings& s) { s.static_limit = 200; }).find("per_token_limit"),
             std::string::npos);
   EXPECT_NE(refusal([](LinearSettings& s) {

@@ -307,6 +307,8 @@ TEST(Recipe, SetRefusesWithFieldValueAndWhatIsAllowed) {
       {"clip_norm=0", {"clip_norm", "0", "0.1"}},
       {"clip_steps=101", {"clip_steps", "101", "1 to 100"}},
       {"block_size=0", {"block_size", "0"}},
+      {"scale_steps=256", {"scale_steps", "256", "0 to 255"}},
+      {"scale_steps=-1", {"scale_steps", "-1", "0 to 255"}},
       {"column_order=random", {"column_order", "random", "ascending, natural, descending"}},
       {"quantizer=awq", {"quantizer", "awq", "gptq"}},
       {"format=int4", {"format", "int4", "quik"}},
