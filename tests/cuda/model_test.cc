@@ -75,12 +75,14 @@ TEST_F(DeviceModelTest, AgreesInSixteenBits) {
 }
 
 // llama_outliers with its own calibration, in `folder`.
-std::filesystem::path quantized_outliers(const testing::TemporaryFolder& folder, const char* recipe) {
+std::filesystem::path quantized_outliers(const testing::TemporaryFolder& folder, const char* recipe,
+                                         std::vector<std::string> settings = {}) {
   const std::string source = kFixtures + "/llama_outliers";
   const std::filesystem::path output = folder.path() / recipe;
   quantize({.model = source,
             .output = output,
             .recipe = recipe,
+            .settings = std::move(settings),
             .calibration_ids = source + "/calibration_ids.safetensors",
             .embedding_bits = 16});
   return output;
@@ -98,6 +100,16 @@ TEST_P(QuantizedDeviceModel, Agrees) {
 INSTANTIATE_TEST_SUITE_P(Recipes, QuantizedDeviceModel,
                          ::testing::Values("fptq", "gptq-w4a16-g128", "quik-4b", "quik-8b", "rtn-w4a16-g128",
                                            "smoothquant-w8a8", "w4a4-hadamard", "w4a8-g128"));
+
+// Group scales that fold into 8-bit weights for prompts, of groups of two sizes.
+TEST_F(DeviceModelTest, AgreesWithTwoLevelScales) {
+  for (const char* const group_size : {"64", "32"}) {
+    const testing::TemporaryFolder folder;
+    expect_agreement(
+        quantized_outliers(folder, "fptq", {"scale_kind=two_level", std::string("group_size=") + group_size}),
+        true);
+  }
+}
 
 // The kernels that are there for Ampere and Ada, in whole models: forced here, where Hopper's are faster.
 struct PortableCase {
