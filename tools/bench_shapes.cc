@@ -98,6 +98,26 @@ std::vector<Group> groups_of(const ShapeBench& options) {
       {options.shape, sizes[2], sizes[2], {{"self_attn.q_proj", LinearRole::kQuery, sizes[1]}}, {sizes[0]}}};
 }
 
+// Writes the group scales, which are alike, as the recipe has them: as integers, the largest that may be.
+void use_scale_kind(const LinearSettings& settings, QuantizedWeight* weight) {
+  if (settings.scale_kind == "float") return;
+  const float scale = weight->scales.front();
+  const auto rows = static_cast<size_t>(weight->out_features);
+  int32_t multiplier = 0;
+  if (settings.scale_kind == "integer") {
+    weight->scale_amplifier = settings.scale_amplifier > 0 ? settings.scale_amplifier : 1024;
+    multiplier = std::max(1, static_cast<int32_t>(scale * static_cast<float>(weight->scale_amplifier)));
+    weight->row_scales.assign(rows, 1.0f / static_cast<float>(weight->scale_amplifier));
+  } else {
+    const int64_t lowest = int64_t{1} << (weight->weight_bits - 1);
+    const int64_t room = ((int64_t{1} << 31) - 1) / (127 * lowest * weight->integer_columns());
+    multiplier = static_cast<int32_t>(std::clamp<int64_t>(room, 1, settings.two_level_steps()));
+    weight->row_scales.assign(rows, scale / static_cast<float>(multiplier));
+  }
+  weight->scale_multipliers.assign(weight->scales.size(), multiplier);
+  weight->scales.assign(weight->scales.size(), weight->row_scales.front() * static_cast<float>(multiplier));
+}
+
 PackedLinear synthetic_linear(const Member& member, const Group& group, const Recipe* recipe) {
   const std::string name = std::string("model.layers.0.") + member.name;
   const LinearSettings settings =
@@ -119,12 +139,13 @@ PackedLinear synthetic_linear(const Member& member, const Group& group, const Re
   if (const Quantizer& quantizer = find_quantizer(settings.quantizer); quantizer.sample != nullptr) {
     return format->pack(quantizer.sample(settings, member.out_features, group.in_features, outliers), name);
   }
-  return format->pack(
+  QuantizedWeight weight =
       synthetic_weight(member.out_features, group.in_features, static_cast<int>(settings.weight_bits),
                        static_cast<int>(settings.activation_bits),
                        settings.group_size_for(group.in_features - static_cast<int64_t>(outliers.size())),
-                       static_cast<int64_t>(outliers.size())),
-      name);
+                       static_cast<int64_t>(outliers.size()));
+  use_scale_kind(settings, &weight);
+  return format->pack(weight, name);
 }
 
 struct Measurement {
