@@ -9,13 +9,13 @@
 namespace nibble::group_int_cuda {
 namespace {
 
+constexpr double kWhole = 1e9;       // a row's least_blocks: never split
+constexpr int kOnlySplit = 1 << 30;  // its least_tiles: never whole
 // Up to `tokens`, tiles of `size`, each split as often as `blocks` blocks of threads per multiprocessor
 // allow, provided that at least `least_blocks` come of it. Where nothing is split and there are fewer than
 // `least_tiles` tiles the next row counts. From `cuda_decode_bench --sweep` on an H100 over the linears of
 // LLaMA-2 7B, 13B and 70B (bench/results/h100/w4a16_sweep.txt, w4a16_prompt_sweep.txt); within 10 % of the
 // best plan for most of them.
-constexpr double kWhole = 1e9;       // least_blocks: never split
-constexpr int kOnlySplit = 1 << 30;  // least_tiles: never whole
 struct Row {
   int tokens;
   TileSize size;

@@ -21,6 +21,9 @@ namespace {
 // Up to so many tokens the kernel that reads every weight once is the faster one (bench/results/h100).
 constexpr int kFewTokens = 16;
 constexpr int kPlannedTokens[] = {8, 16};
+// With few multipliers scaling sums is not slower than folding multipliers into the weights up to so many
+// tokens (bench/results/h100/a8_prompt.txt).
+constexpr int kScaledTokens = 128;
 
 class A8Linear final : public cuda::DeviceLinear {
  public:
@@ -102,7 +105,9 @@ class A8Linear final : public cuda::DeviceLinear {
 
   bool rows() const { return weights_.form == FewTokensForm::kRows; }
   // One sum over all columns, of unsigned activation codes.
-  bool whole_sums(int tokens) const { return rows() || (weights_.folds && tokens > kFewTokens); }
+  bool whole_sums(int tokens) const {
+    return rows() || (weights_.folds && tokens > (weights_.shape.group == 128 ? kScaledTokens : kFewTokens));
+  }
 
   quik_cuda::Activations place(void* workspace, int tokens) const {
     return quik_cuda::place_activations(workspace, tokens, static_cast<int>(k_), 0);

@@ -1,7 +1,5 @@
 #include "formats/quik/cuda/product.h"
 
-#include <algorithm>
-
 #include "backend/cuda/tensor_map.h"
 #include "base/error.h"
 #include "formats/quik/cuda/kernels.h"
@@ -108,7 +106,7 @@ Product::Product(const group_int_a8_cuda::FewTokensOperand& weights, const Activ
   a.outlier_blocks = static_cast<int>(products::divided_up(shape.outliers, sizes.outliers()));
   a.outlier_offset = static_cast<int>(shape.integer_slots() * shape.slot_bytes() / 8);
   a.raster = sizes.raster();
-  a.lag = std::min(configuration.lag, a.integer_blocks / configuration.split);
+  a.lag = configuration.lag;
   prepared_.prepare(kernel, configuration, sizes.shared(), multiprocessors, a);
 }
 
