@@ -50,6 +50,36 @@ Codes quantize(const std::vector<float>& x, int64_t k, float activation_scale) {
   return codes;
 }
 
+// Random tokens in F16, one of which has an infinity where there are many, and their codes.
+struct Input {
+  std::vector<uint16_t> halves;  // [tokens, k]
+  Codes codes;
+
+  Input(const Case& c, int tokens) {
+    std::vector<float> x = cases::make_input({c.n, c.k, 0, tokens, true}, 8, true);
+    if (tokens > 12) x[11 * c.k + c.k / 2] = INFINITY;
+    for (float& value : x) {
+      halves.push_back(float_to_f16(value));
+      value = f16_to_float(halves.back());
+    }
+    codes = quantize(x, c.k, c.spec.activation_scale);
+  }
+};
+
+// That an output is `scaled`, a token's sum times its scales, plus the bias, rounded to F16; NaN for a token
+// whose scale is.
+void expect_output(uint16_t bits, float token_scale, double scaled, float bias) {
+  const float got = f16_to_float(bits);
+  if (std::isnan(token_scale)) {
+    ASSERT_TRUE(std::isnan(got));
+    return;
+  }
+  const double value = scaled + bias;
+  if (std::fabs(value) > 65000) return;
+  const double bound = (std::fabs(scaled) + std::fabs(bias)) * 0x1p-21 + std::fabs(value) * 0x1p-11 + 0x1p-24;
+  ASSERT_NEAR(got, value, bound);
+}
+
 // The totals of one output by groups of the slots: 16 P and their scales.
 struct Groups {
   std::vector<int32_t> sums;
@@ -107,17 +137,10 @@ TEST_P(GroupProductTest, EqualsPlainLoops) {
 
   for (const int tokens : c.tokens) {
     SCOPED_TRACE(::testing::Message() << tokens << " tokens");
-    cases::LinearCase shape = {n, k, 0, tokens, true};
-    std::vector<float> x = cases::make_input(shape, 8, true);
-    if (tokens > 12) x[11 * k + k / 2] = INFINITY;
-    std::vector<uint16_t> halves;
-    for (float& value : x) {
-      halves.push_back(float_to_f16(value));
-      value = f16_to_float(halves.back());
-    }
-    const Codes codes = quantize(x, k, c.spec.activation_scale);
+    const Input input(c, tokens);
+    const Codes& codes = input.codes;
     const int64_t stride = (k + 63) / 64 * 64;
-    DeviceArray<uint16_t> d_x(halves);
+    DeviceArray<uint16_t> d_x(input.halves);
     DeviceArray<uint8_t> d_codes(std::vector<uint8_t>(static_cast<size_t>(tokens * stride), 0xEE));
     DeviceArray<float> d_scales(std::vector<float>(static_cast<size_t>((tokens + 3) / 4 * 4), NAN));
     const PromptActivations activations = {
@@ -185,20 +208,13 @@ TEST_P(GroupProductTest, EqualsPlainLoops) {
         for (int64_t row = 0; row < n; ++row) {
           const int32_t expected = groups[t * n + row].total(integers, configuration.split);
           ASSERT_EQ(totals.host()[t * n + row], expected) << "token " << t << " row " << row;
-          const float got = f16_to_float(y.host()[t * y_stride + row]);
-          if (std::isnan(codes.scales[t])) {
-            ASSERT_TRUE(std::isnan(got)) << "token " << t << " row " << row;
-            continue;
-          }
           float total;
           std::memcpy(&total, &expected, 4);
           const double scaled = double{codes.scales[t]} *
                                 (integers ? double{layout.row_scales[row]} * expected : double{total} / 16);
-          const double value = scaled + host.bias[row];
-          if (std::fabs(value) > 65000) continue;
-          const double bound = (std::fabs(scaled) + std::fabs(host.bias[row])) * 0x1p-21 +
-                               std::fabs(value) * 0x1p-11 + 0x1p-24;
-          ASSERT_NEAR(got, value, bound) << "token " << t << " row " << row;
+          ASSERT_NO_FATAL_FAILURE(
+              expect_output(y.host()[t * y_stride + row], codes.scales[t], scaled, host.bias[row]))
+              << "token " << t << " row " << row;
         }
         for (int64_t row = written; row < y_stride; ++row)
           ASSERT_EQ(y.host()[t * y_stride + row], 0x7E00) << "written beyond a row's end";
@@ -250,15 +266,9 @@ TEST_P(FoldedProduct, EqualsPlainLoops) {
                                     .bias = bias.device()};
   for (const int tokens : c.tokens) {
     SCOPED_TRACE(::testing::Message() << tokens << " tokens");
-    std::vector<float> x = cases::make_input({n, k, 0, tokens, true}, 8, true);
-    if (tokens > 12) x[11 * k + k / 2] = INFINITY;
-    std::vector<uint16_t> halves;
-    for (float& value : x) {
-      halves.push_back(float_to_f16(value));
-      value = f16_to_float(halves.back());
-    }
-    const Codes codes = quantize(x, k, c.spec.activation_scale);
-    const DeviceArray<uint16_t> d_x(halves);
+    const Input input(c, tokens);
+    const Codes& codes = input.codes;
+    const DeviceArray<uint16_t> d_x(input.halves);
     const cuda::Buffer memory(quik_cuda::activation_bytes(tokens, static_cast<int>(k), 0));
     cuda::check(cudaMemset(memory.data(), 0xFF, memory.bytes()), "filling");  // NaNs
     const quik_cuda::Activations room =
@@ -305,18 +315,11 @@ TEST_P(FoldedProduct, EqualsPlainLoops) {
       ASSERT_EQ(y.host(), first_run) << "a second run gives other bits";
       for (int64_t t = 0; t < tokens; ++t) {
         for (int64_t row = 0; row < n; ++row) {
-          const float got = f16_to_float(y.host()[t * y_stride + row]);
-          if (std::isnan(codes.scales[t])) {
-            ASSERT_TRUE(std::isnan(got)) << "token " << t << " row " << row;
-            continue;
-          }
           const double scaled = double{codes.scales[t]} * double{layout.row_scales[row]} *
                                 (double{1} * sums[t * n + row] - 128.0 * host.code_sums[row]);
-          const double value = scaled + host.bias[row];
-          if (std::fabs(value) > 65000) continue;
-          const double bound = (std::fabs(scaled) + std::fabs(host.bias[row])) * 0x1p-21 +
-                               std::fabs(value) * 0x1p-11 + 0x1p-24;
-          ASSERT_NEAR(got, value, bound) << "token " << t << " row " << row;
+          ASSERT_NO_FATAL_FAILURE(
+              expect_output(y.host()[t * y_stride + row], codes.scales[t], scaled, host.bias[row]))
+              << "token " << t << " row " << row;
         }
         for (int64_t row = written; row < y_stride; ++row)
           ASSERT_EQ(y.host()[t * y_stride + row], 0x7E00) << "written beyond a row's end";

@@ -119,20 +119,6 @@ struct Walk {
 
 // --- the copying thread
 
-// Copies a tile's tokens, `row` bytes of each from column `column` of the map, into a stage: of kShare blocks
-// each fetches its part for all.
-template <int kTokens, int kShare>
-__device__ inline void copy_tokens(uint32_t to, const void* map, int column, int token, int rank, int row,
-                                   uint32_t barrier) {
-  if constexpr (kShare > 1) {
-    constexpr int kPart = kTokens / kShare;
-    ptx::tile_copy_to_blocks(to + rank * kPart * row, map, column, token + rank * kPart, barrier,
-                             (1 << kShare) - 1);
-  } else {
-    ptx::tile_copy(to, map, column, token, barrier);
-  }
-}
-
 // Keeps the ring filled with `blocks` stages of every tile: copy_weights(tile, block, stage) tells the
 // stage's barrier what bytes to expect and starts the weights' copy, copy_tokens(tile, block, stage) the
 // tokens'. The kArrays `arrays` hold a number of 4 bytes per token; those of a tile's own tokens go to
@@ -178,17 +164,6 @@ __device__ inline void produce(const Walk& walk, const BarrierAddresses& barrier
 }
 
 // --- roles
-
-// Tells the producers of the kShare blocks that share tokens that this warpgroup, of which this is thread
-// `thread`, is done with a stage, whose barrier lies at `empty` in each of them.
-template <int kShare>
-__device__ inline void release_stage(uint32_t empty, int thread) {
-  if constexpr (kShare > 1) {
-    if (thread < kShare) ptx::remote_arrive(ptx::remote_address(empty, thread));
-  } else {
-    if (thread == 0) ptx::barrier_arrive(empty);
-  }
-}
 
 template <int kCluster>
 __device__ inline void wait_for_cluster() {

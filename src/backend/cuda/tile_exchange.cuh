@@ -5,6 +5,9 @@
 
 #include <cstdint>
 
+#include "backend/cuda/cluster.cuh"
+#include "backend/cuda/ptx.cuh"
+
 namespace nibble::ptx {
 
 // tile_copy into the same place of every block of the cluster whose bit is set in `blocks`; each block's own
@@ -16,6 +19,32 @@ __device__ inline void tile_copy_to_blocks(uint32_t shared, const void* tensor_m
       "[%1, {%2, %3}], [%4], %5;" ::"r"(shared),
       "l"(tensor_map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
       : "memory");
+}
+
+// --- rows that kShare blocks of a cluster (1: none) read together
+
+// Copies kRows rows, `row_bytes` of each, from `column` and `row` of the map to `shared` in each of the
+// blocks, which must all call it: block `rank` fetches its part for all. Maps are of kRows / kShare rows.
+template <int kRows, int kShare>
+__device__ inline void copy_shared_rows(uint32_t shared, const void* tensor_map, int column, int row,
+                                        int rank, int row_bytes, uint32_t barrier) {
+  if constexpr (kShare > 1) {
+    constexpr int kPart = kRows / kShare;
+    tile_copy_to_blocks(shared + rank * kPart * row_bytes, tensor_map, column, row + rank * kPart, barrier,
+                        (1 << kShare) - 1);
+  } else {
+    tile_copy(shared, tensor_map, column, row, barrier);
+  }
+}
+// Tells all of them, by one of their threads each, that a reader is done with what lies in this block; the
+// barrier is at `empty` in each. For every `thread` of the reader, counted from 0.
+template <int kShare>
+__device__ inline void release_shared_rows(uint32_t empty, int thread) {
+  if constexpr (kShare > 1) {
+    if (thread < kShare) remote_arrive(remote_address(empty, thread));
+  } else {
+    if (thread == 0) barrier_arrive(empty);
+  }
 }
 
 // Writes a box from shared memory; what lies beyond the matrix is left out. Counts in the thread's bulk

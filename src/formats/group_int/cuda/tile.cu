@@ -1,5 +1,6 @@
 // One thread streams packed weights and tokens through a ring in shared memory; warpgroups, each with 64 rows
 // of the tile, multiply them (tile_products.cuh) and store what the sums have become (tile_sums.cuh).
+#include <algorithm>
 #include <array>
 
 #include "backend/cuda/cluster.cuh"
@@ -26,7 +27,8 @@ constexpr int kSharedPerMultiprocessor = 233472, kSharedReserve = 1024;
 // columns, by the difference between plans with and without on an H100: it is not worth it for shorter waits
 // in the last round.
 constexpr int kIdleBlocks = 11;
-constexpr int kLeastBlocks = 3;  // of columns that are worth a block of threads of their own
+constexpr int kWorkspaceSums = 256 * 128;  // that the blocks of threads of a multiprocessor hand over
+constexpr int kLeastBlocks = 3;            // of columns that are worth a block of threads of their own
 
 template <int kTileWarpgroups, int kTileTokens, int kTileScales, int kTileShare = 1>
 struct Tile {
@@ -57,6 +59,7 @@ struct Tile {
       kBudget / kStageBytes < kMaximumStages ? kBudget / kStageBytes : kMaximumStages;
   static constexpr int kSharedBytes = kStages * kStageBytes + 1024;  // the ring starts at a multiple of 1024
   static_assert(kStages >= 3);
+  static_assert(kRows * kTokens * kPerMultiprocessor <= kWorkspaceSums);
   static_assert(kTokens * (kRows + kPadding) * 4 <= kStages * kStageBytes);
 };
 
@@ -100,8 +103,7 @@ struct Producer {
     int stage = 0, count = 0;
     uint32_t parity = 1;  // the first round finds every stage empty
     for (TileWalk piece(a); piece.valid(); piece.advance()) {
-      constexpr int kPart = T::kTokens / T::kShare;
-      const int row = piece.token_tile() * T::kTokens + rank * kPart;
+      const int row = piece.token_tile() * T::kTokens;
       for (int block = piece.begin; block < piece.end; ++block) {
         if (count++ >= ahead) {
           ptx::barrier_wait(empty + 8 * stage, parity);
@@ -109,14 +111,9 @@ struct Producer {
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const uint32_t to = ring + stage * T::kTokenBytes + half * (T::kTokenBytes / 2) +
-                              rank * (kPart * kSwizzledColumns * 2);
-          const int column = block * kColumns + half * kSwizzledColumns;
-          if constexpr (T::kShare > 1) {
-            ptx::tile_copy_to_blocks(to, &x, column, row, full + 8 * stage, (1 << T::kShare) - 1);
-          } else {
-            ptx::tile_copy(to, &x, column, row, full + 8 * stage);
-          }
+          ptx::copy_shared_rows<T::kTokens, T::kShare>(
+              ring + stage * T::kTokenBytes + half * (T::kTokenBytes / 2), &x,
+              block * kColumns + half * kSwizzledColumns, row, rank, kSwizzledColumns * 2, full + 8 * stage);
         }
         if (++stage == T::kStages) {
           stage = 0;
@@ -256,8 +253,16 @@ constexpr std::array kKernels = {
     kKernel<Tile<2, 128, 2>>,    kKernel<Tile<4, 128, 1>>,    kKernel<Tile<4, 128, 2>>,
     kKernel<Tile<2, 256, 1>>,    kKernel<Tile<2, 256, 2>>,    kKernel<Tile<2, 128, 1, 2>>,
     kKernel<Tile<2, 128, 2, 2>>, kKernel<Tile<2, 256, 1, 2>>, kKernel<Tile<2, 256, 2, 2>>};
-constexpr std::array kSizes = {TileSize{128, 16},  TileSize{128, 32},  TileSize{128, 64}, TileSize{256, 64},
-                               TileSize{128, 128}, TileSize{256, 128}, TileSize{128, 256}};
+// Every size has a kernel for one scale and no sharing.
+constexpr bool stands_for_size(const Kernel& kernel) { return kernel.share == 1 && kernel.scales == 1; }
+constexpr auto kSizes = [] {
+  std::array<TileSize, std::count_if(kKernels.begin(), kKernels.end(), stands_for_size)> sizes = {};
+  size_t count = 0;
+  for (const Kernel& kernel : kKernels) {
+    if (stands_for_size(kernel)) sizes[count++] = kernel.size;
+  }
+  return sizes;
+}();
 
 const Kernel* find_kernel(const TileSize& size, int share, int scales) {
   for (const Kernel& kernel : kKernels) {
@@ -269,9 +274,8 @@ const Kernel* find_kernel(const TileSize& size, int share, int scales) {
 }  // namespace
 
 size_t tile_workspace_bytes(int multiprocessors) {
-  // One tile in FP32 for every block of threads; the largest tiles have one block per multiprocessor, and
-  // smaller ones no more sums for all of theirs.
-  return sizeof(float) * 256 * 128 * static_cast<size_t>(multiprocessors);
+  // One tile in FP32 for every block of threads.
+  return sizeof(float) * kWorkspaceSums * static_cast<size_t>(multiprocessors);
 }
 
 std::span<const TileSize> tile_sizes() { return kSizes; }

@@ -7,8 +7,8 @@
 
 #include <cstdint>
 
-#include "backend/cuda/cluster.cuh"
 #include "backend/cuda/ptx.cuh"
+#include "backend/cuda/tile_exchange.cuh"
 #include "backend/cuda/wgmma.cuh"
 #include "backend/cuda/wgmma_registers.cuh"
 #include "formats/group_int/cuda/decode_shape.h"
@@ -69,11 +69,7 @@ class RingReader {
     const int previous = (stage_ == 0 ? T::kStages : stage_) - 1;
     __syncwarp();
     const uint32_t empty = full_ + 8 * (T::kStages + previous);
-    if constexpr (T::kShare > 1) {
-      if (held && lane_ < T::kShare) ptx::remote_arrive(ptx::remote_address(empty, lane_));
-    } else {
-      if (held && lane_ == 0) ptx::barrier_arrive(empty);
-    }
+    if (held) ptx::release_shared_rows<T::kShare>(empty, lane_);
   }
 
   __device__ __forceinline__ uint32_t magic() const { return magic_; }

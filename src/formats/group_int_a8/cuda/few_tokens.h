@@ -17,7 +17,7 @@ inline constexpr int kMaximumFewTokens = 64;
 struct FewTokensOperand {
   FewTokensForm form = FewTokensForm::kRows;
   FewTokensShape shape;
-  bool folds = false;
+  bool folds = false;  // FewTokensWeights'
   const uint8_t* slots = nullptr;
   const float* row_scales = nullptr;   // [n]
   const int32_t* code_sums = nullptr;  // [n]

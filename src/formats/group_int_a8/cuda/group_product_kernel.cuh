@@ -75,7 +75,7 @@ struct GroupProductKernel {
   __device__ static void copy_codes(const Block& b, const TileIndex& tile, int block, int stage) {
     const uint32_t barrier = b.barriers.full + 8 * stage;
     const int column = (b.part.first_block + block) * kBlockColumns;
-    products::copy_tokens<kTokens, kShare>(b.codes(stage), &b.arguments.codes, column, tile.token,
+    ptx::copy_shared_rows<kTokens, kShare>(b.codes(stage), &b.arguments.codes, column, tile.token,
                                            b.part.rank, kBlockColumns, barrier);
   }
   __device__ static void produce(const Block& b) {
@@ -209,7 +209,7 @@ struct GroupProductKernel {
       ptx::fence_registers(high);
       if constexpr (kEndsBlock) {
         ptx::fence_registers(blocks[kBlock].weights.a);
-        products::release_stage<kShare>(b.barriers.empty + 8 * stages[kBlock], lane.thread);
+        ptx::release_shared_rows<kShare>(b.barriers.empty + 8 * stages[kBlock], lane.thread);
       }
       accumulate<kHalf / 2>(total, high, scales);
       if constexpr (!kLast) issue<kNext % kUnits>(high, next.weights, next.codes_high);

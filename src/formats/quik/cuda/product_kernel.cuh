@@ -35,19 +35,16 @@ __device__ inline void load_folded(uint32_t (&a)[16], uint32_t from, uint32_t mu
     asm volatile("ld.shared.u16 %0, [%1];" : "=h"(multiplier) : "r"(address) : "memory");
     return fold_factor(multiplier);
   };
+  uint32_t pairs[8];
+  products::load_words(pairs, from);
 #pragma unroll
-  for (int v = 0; v < 2; ++v) {
-    const uint4 words = ptx::load_shared(from + 512 * v);
-    const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
+  for (int s = 0; s < 4; ++s) {  // steps of 32 columns
+    const uint32_t at = multipliers + (s >> shift) * 32;
+    const FoldFactor low = factor(at), high = factor(at + 16);
 #pragma unroll
-    for (int p = 0; p < 2; ++p) {
-      const uint32_t at = multipliers + ((2 * v + p) >> shift) * 32;
-      const FoldFactor low = factor(at), high = factor(at + 16);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        a[8 * v + 4 * p + 2 * i] = fold_low_nibbles(pairs[2 * p + i], low);
-        a[8 * v + 4 * p + 2 * i + 1] = fold_high_nibbles(pairs[2 * p + i], high);
-      }
+    for (int i = 0; i < 2; ++i) {
+      a[4 * s + 2 * i] = fold_low_nibbles(pairs[2 * s + i], low);
+      a[4 * s + 2 * i + 1] = fold_high_nibbles(pairs[2 * s + i], high);
     }
   }
 }
@@ -105,7 +102,7 @@ struct ProductKernel {
     const int column =
         integers ? (b.part.first_block + block) * kBlockColumns : (block - b.part.blocks) * kSizes.outliers();
     const int row = integers ? kBlockColumns : kSizes.outlier_row();
-    products::copy_tokens<kTokens, kShare>(b.tokens(stage), map, column,
+    ptx::copy_shared_rows<kTokens, kShare>(b.tokens(stage), map, column,
                                            integers ? tile.token : b.walk.own_token(tile), b.part.rank, row,
                                            barrier);
   }
@@ -141,7 +138,7 @@ struct ProductKernel {
   }
 
   __device__ static void release(const Block& b, const Lane& lane, int stage) {
-    products::release_stage<kShare>(b.barriers.empty + 8 * stage, lane.thread);
+    ptx::release_shared_rows<kShare>(b.barriers.empty + 8 * stage, lane.thread);
   }
 
   // The INT32 sums of a tile's part of the columns. Products of one block are in flight while the next
