@@ -14,6 +14,7 @@
 #include "formats/dense/dense.h"
 #include "json_output.h"
 #include "models/linear_group.h"
+#include "quantizers/integer_scales.h"
 #include "quantizers/quantizer.h"
 #include "runtime/sampler.h"
 #include "sample_linears.h"
@@ -98,24 +99,19 @@ std::vector<Group> groups_of(const ShapeBench& options) {
       {options.shape, sizes[2], sizes[2], {{"self_attn.q_proj", LinearRole::kQuery, sizes[1]}}, {sizes[0]}}};
 }
 
-// Writes the group scales, which are alike, as the recipe has them: as integers, the largest that may be.
+// Group scales as the recipe has them.
 void use_scale_kind(const LinearSettings& settings, QuantizedWeight* weight) {
-  if (settings.scale_kind == "float") return;
-  const float scale = weight->scales.front();
-  const auto rows = static_cast<size_t>(weight->out_features);
-  int32_t multiplier = 0;
-  if (settings.scale_kind == "integer") {
-    weight->scale_amplifier = settings.scale_amplifier > 0 ? settings.scale_amplifier : 1024;
-    multiplier = std::max(1, static_cast<int32_t>(scale * static_cast<float>(weight->scale_amplifier)));
-    weight->row_scales.assign(rows, 1.0f / static_cast<float>(weight->scale_amplifier));
-  } else {
-    const int64_t lowest = int64_t{1} << (weight->weight_bits - 1);
-    const int64_t room = ((int64_t{1} << 31) - 1) / (127 * lowest * weight->integer_columns());
-    multiplier = static_cast<int32_t>(std::clamp<int64_t>(room, 1, settings.two_level_steps()));
-    weight->row_scales.assign(rows, scale / static_cast<float>(multiplier));
-  }
-  weight->scale_multipliers.assign(weight->scales.size(), multiplier);
-  weight->scales.assign(weight->scales.size(), weight->row_scales.front() * static_cast<float>(multiplier));
+  const QuantizerInput input = {.out_features = weight->out_features, .settings = &settings};
+  const int64_t columns = weight->integer_columns();
+  UniformGrid grid = {.lowest = -std::ldexp(1.0f, weight->weight_bits - 1),
+                      .group_size = weight->group_size > 0 ? weight->group_size : columns,
+                      .groups = static_cast<int64_t>(weight->scales.size()) / weight->out_features,
+                      .scales = std::move(weight->scales)};
+  make_integer_scales(input, columns, &grid);
+  weight->scales = std::move(grid.scales);
+  weight->scale_multipliers = std::move(grid.multipliers);
+  weight->row_scales = std::move(grid.row_scales);
+  weight->scale_amplifier = grid.amplifier;
 }
 
 PackedLinear synthetic_linear(const Member& member, const Group& group, const Recipe* recipe) {

@@ -127,6 +127,15 @@ TEST(Failure, ImpossiblePathsAndDevicesAreRefused) {
   expect_refusal({"bench", "--shape", "1x1x1", "--device", "cuda"}, 1, "--device cuda:0");
 }
 
+TEST(Failure, SyntheticWeightsHeedTheRecipesKindOfScales) {
+  const TemporaryFolder folder;
+  std::ofstream(folder / "recipe.json") << R"({"name": "wide", "defaults": {"quantizer": "rtn",
+      "format": "group_int_a8", "weight_bits": 4, "activation_bits": 8, "group_size": 128,
+      "scale_kind": "integer", "scale_amplifier": 16777216}})";
+  expect_refusal({"bench", "--shape", "1x16x28672", "--recipe", folder / "recipe.json"}, 1,
+                 "use a smaller amplifier");
+}
+
 TEST(Failure, OutputsThatCannotBeWrittenAreRefusedBeforeTheWork) {
   const TemporaryFolder folder;
   const std::string model = fixture("tiny/llama");
