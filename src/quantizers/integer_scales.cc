@@ -111,8 +111,8 @@ void make_two_level(const QuantizerInput& input, int64_t columns, UniformGrid* g
 }  // namespace
 
 void make_integer_scales(const QuantizerInput& input, int64_t columns, UniformGrid* grid) {
+  if (!input.settings->integer_scales()) return;
   const std::string& kind = input.settings->scale_kind;
-  if (kind == "float") return;
   grid->multipliers.resize(grid->scales.size());
   if (kind == "integer") {
     make_amplified(input, columns, grid);

@@ -391,14 +391,16 @@ void LinearSettings::check(const std::string& source) const {
   if (format == "dense") return;
   const LinearFormat* stored = find_format(format);
   NIBBLE_CHECK(stored != nullptr);  // one of the choices
-  if (scale_kind != "float" && !(stored->integer_scales && group_size > 0)) {
-    fail(
-        "{}: scale_kind \"{}\" with format \"{}\" and group_size {}; expected groups in a format with "
-        "integer "
-        "scales (group_int_a8)",
-        source, scale_kind, format, group_size);
+  if (scale_kind == "integer" && group_size == 0) {
+    fail("{}: scale_kind \"integer\" with group_size 0; expected groups of columns", source);
   }
-  if (scale_kind != "float" && !static_groups) {
+  if (integer_scales() && !stored->integer_scales) {
+    fail(
+        "{}: scale_kind \"{}\" with format \"{}\"; expected \"float\", or a format with integer scales "
+        "(group_int_a8)",
+        source, scale_kind, format);
+  }
+  if (integer_scales() && !static_groups) {
     fail("{}: scale_kind \"{}\" with static_groups false; integer scales are chosen before codes are", source,
          scale_kind);
   }

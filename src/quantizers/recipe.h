@@ -84,7 +84,8 @@ struct LinearSettings {
   // Calibration runs through the packed linears with their quantized activations; else through their weights.
   bool calibrate_on_codes = false;
   // Group scales: "float", "integer" (times a power of two, the amplifier; 0: the largest that fits) or
-  // "two_level" (a float per row times small integers); for formats that sum whole rows in integers.
+  // "two_level" (a float per row times small integers; without groups, group_size 0, that float alone); for
+  // formats that sum whole rows in integers.
   std::string scale_kind = "float";
   int64_t scale_amplifier = 0;
   int64_t scale_steps = 0;  // two_level: the largest multiplier; 0: see two_level_steps()
@@ -99,6 +100,8 @@ struct LinearSettings {
 
   // The group size for this many integer columns.
   int64_t group_size_for(int64_t columns) const;
+  // Whether every group's scale is an integer times something that the row or the linear shares.
+  bool integer_scales() const { return scale_kind != "float" && group_size > 0; }
   // The largest multiplier of two_level scales: scale_steps, or for 0 the most that keeps code * multiplier
   // in 8 bits with 4-bit codes, -8 * 16 = -128 (kernels then multiply such products as INT8), else what a
   // byte holds.

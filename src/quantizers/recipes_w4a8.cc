@@ -13,6 +13,7 @@ const std::string_view kFptq = R"({
     "activation_bits": 8,
     "group_size": 128,
     "fit_groups": true,  // 64 where 128 does not divide
+    "scale_kind": "two_level",  // float scales: as accurate, larger, slower
     "transform": "log_equalization"
   }
 })";
@@ -27,6 +28,7 @@ const std::string_view kW4A8G128 = R"({
     "activation_bits": 8,
     "group_size": 128,
     "fit_groups": true,
+    "scale_kind": "two_level",
     "column_order": "descending"
   }
 })";

@@ -144,7 +144,7 @@ UniformGrid choose_grid(const QuantizerInput& input, std::span<const int32_t> co
         const int64_t first = group * grid.group_size;
         const GridStep step =
             choose_grid_step(row.data() + first, std::min(grid.group_size, count - first), settings,
-                             input.f16_scales && settings.scale_kind == "float", padded.data());
+                             input.f16_scales && !settings.integer_scales(), padded.data());
         grid.scales[n * grid.groups + group] = step.scale;
         if (!settings.symmetric) grid.zeros[n * grid.groups + group] = step.zero;
       }
@@ -167,7 +167,7 @@ QuantizedWeight uniform_sample(const LinearSettings& settings, int64_t out_featu
   sample.codes.assign(static_cast<size_t>(out_features * columns), 0);
   sample.scales.assign(static_cast<size_t>(out_features * groups), 1.0f);
   if (!settings.symmetric) sample.zeros.assign(sample.scales.size(), 0.0f);
-  if (settings.scale_kind != "float") {
+  if (settings.integer_scales()) {
     sample.scale_multipliers.assign(sample.scales.size(), 1);
     sample.row_scales.assign(static_cast<size_t>(out_features), 1.0f);
     if (settings.scale_kind == "integer") sample.scale_amplifier = 1;

@@ -101,13 +101,15 @@ INSTANTIATE_TEST_SUITE_P(Recipes, QuantizedDeviceModel,
                          ::testing::Values("fptq", "gptq-w4a16-g128", "quik-4b", "quik-8b", "rtn-w4a16-g128",
                                            "smoothquant-w8a8", "w4a4-hadamard", "w4a8-g128"));
 
-// Group scales that fold into 8-bit weights for prompts, of groups of two sizes.
-TEST_F(DeviceModelTest, AgreesWithTwoLevelScales) {
-  for (const char* const group_size : {"64", "32"}) {
+// The recipes' own scales fold into 8-bit weights for prompts; float ones do not.
+TEST_F(DeviceModelTest, AgreesWithOtherGroupScales) {
+  for (const auto& [scale_kind, group_size] :
+       {std::pair{"two_level", "64"}, {"two_level", "32"}, {"float", "128"}, {"float", "32"}}) {
     const testing::TemporaryFolder folder;
-    expect_agreement(
-        quantized_outliers(folder, "fptq", {"scale_kind=two_level", std::string("group_size=") + group_size}),
-        true);
+    expect_agreement(quantized_outliers(
+                         folder, "fptq",
+                         {std::string("scale_kind=") + scale_kind, std::string("group_size=") + group_size}),
+                     true);
   }
 }
 

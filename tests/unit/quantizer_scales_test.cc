@@ -282,6 +282,22 @@ TEST(IntegerScalesSettings, AreRefusedWhereNothingHoldsThem) {
             std::string::npos);
 }
 
+TEST(TwoLevelScales, WithoutGroupsAreAFloatPerRow) {
+  ThreadPool pool(1);
+  QuantizerCase made = make_case(5, 96);
+  made.settings.format = "group_int_a8";
+  made.settings.activation_bits = 8;
+  made.settings.group_size = 0;
+  const QuantizedWeight plain = find_quantizer("rtn").quantize(input_of(made), pool);
+  made.settings.scale_kind = "two_level";
+  made.settings.check("test");
+  const QuantizedWeight weight = find_quantizer("rtn").quantize(input_of(made), pool);
+  EXPECT_TRUE(weight.scale_multipliers.empty());
+  EXPECT_EQ(weight.scales, plain.scales);
+  EXPECT_EQ(weight.codes, plain.codes);
+  EXPECT_TRUE(uniform_sample(made.settings, 5, 96, {}).scale_multipliers.empty());
+}
+
 TEST(FitGroups, HalvesTheGroupWhereThatDivides) {
   LinearSettings settings;
   settings.group_size = 128;
