@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "base/format.h"
+#include "report/label_placer.h"
 #include "report/numbers.h"
 
 namespace nibble {
@@ -13,15 +14,6 @@ namespace {
 
 constexpr double kWidth = 520;
 constexpr double kLeft = 62, kRight = 16, kTop = 14, kBottom = 50;
-constexpr double kCharacter = 7.1;  // of a label, somewhat more than the mean width in common fonts
-constexpr double kLine = 13;
-
-struct Box {
-  double left, top, right, bottom;
-  bool overlaps(const Box& other) const {
-    return left < other.right && other.left < right && top < other.bottom && other.top < bottom;
-  }
-};
 
 struct Axis {
   double least = 0, most = 1;
@@ -90,73 +82,16 @@ std::vector<ScatterPoint> frontier(std::vector<ScatterPoint> points, bool more_x
   return best;
 }
 
-// Puts labels where they hide neither points nor one another: beside their point where there is room, else
-// farther away with a line to it. The last resort is the first place.
-class LabelPlacer {
- public:
-  explicit LabelPlacer(Box frame) : frame_(frame) {}
-  void block(const Box& box) { taken_.push_back(box); }
-
-  std::string place(const std::string& label, double x, double y) {
-    const double width = kCharacter * static_cast<double>(label.size());
-    // Where the nearest point of the label's box to the marker is: (dx, dy) from it, in the order of
-    // preference.
-    constexpr std::array<std::array<double, 2>, 12> kDirections = {{{1, 0},
-                                                                    {-1, 0},
-                                                                    {0, -1},
-                                                                    {0, 1},
-                                                                    {0.7, -0.7},
-                                                                    {0.7, 0.7},
-                                                                    {-0.7, -0.7},
-                                                                    {-0.7, 0.7},
-                                                                    {0.9, -0.4},
-                                                                    {0.9, 0.4},
-                                                                    {-0.9, -0.4},
-                                                                    {-0.9, 0.4}}};
-    Box chosen = {};
-    double away = 0;
-    bool leftward = false;  // flush right, towards its point
-    for (const double distance : {9.0, 20.0, 34.0, 50.0, 68.0, 88.0}) {
-      for (const auto& [dx, dy] : kDirections) {
-        const double near_x = x + distance * dx, near_y = y + distance * dy;
-        const double left = dx > 0 ? near_x : dx < 0 ? near_x - width : near_x - width / 2;
-        const double top = dy > 0.5 ? near_y - 2 : dy < -0.5 ? near_y - kLine + 2 : near_y - kLine / 2;
-        const Box box = {left, top, left + width, top + kLine};
-        if (chosen.right == 0) chosen = box;
-        if (!is_free(box)) continue;
-        chosen = box;
-        leftward = dx < 0;
-        away = distance;
-        break;
-      }
-      if (away > 0) break;
-    }
-    const double shift =
-        std::clamp(chosen.left, frame_.left, std::max(frame_.left, frame_.right - width)) - chosen.left;
-    chosen.left += shift;
-    chosen.right += shift;
-    taken_.push_back(chosen);
-    std::string line;
-    if (away > 10) {
-      const double to_x = std::clamp(x, chosen.left, chosen.right),
-                   to_y = std::clamp(y, chosen.top, chosen.bottom);
-      line = format_text("<path class=\"leader\" d=\"M{:.1f} {:.1f}L{:.1f} {:.1f}\"/>", x, y, to_x, to_y);
-    }
-    return line + format_text("<text class=\"label\" x=\"{:.1f}\" y=\"{:.1f}\"{}>{}</text>",
-                              leftward ? chosen.right : chosen.left, chosen.bottom - 3,
-                              leftward ? " text-anchor=\"end\"" : "", escape_html(label));
+std::string label_text(const LabelledPoint& point, const PlacedLabel& place) {
+  std::string line;
+  if (place.leader) {
+    line = format_text("<path class=\"leader\" d=\"M{:.1f} {:.1f}L{:.1f} {:.1f}\"/>", point.x, point.y,
+                       place.leader_x, place.leader_y);
   }
-
- private:
-  bool is_free(const Box& box) const {
-    return box.left >= frame_.left && box.right <= frame_.right && box.top >= frame_.top &&
-           box.bottom <= frame_.bottom &&
-           std::none_of(taken_.begin(), taken_.end(), [&](const Box& other) { return box.overlaps(other); });
-  }
-
-  Box frame_;
-  std::vector<Box> taken_;
-};
+  return line + format_text("<text class=\"label\" x=\"{:.1f}\" y=\"{:.1f}\"{}>{}</text>",
+                            place.flush_right ? place.box.right : place.box.left, place.box.bottom - 3,
+                            place.flush_right ? " text-anchor=\"end\"" : "", escape_html(point.label));
+}
 
 std::string open_svg(const std::string& id, const std::string& title, const std::string& description,
                      double width, double height) {
@@ -193,7 +128,7 @@ std::string draw_axes(const ScatterChart& chart, const Axis& x_axis, const Axis&
 std::string legend(const ScatterChart& chart, const std::vector<ScatterPoint>& points, double height) {
   std::string svg = format_text("<text class=\"tick\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", kLeft,
                                 height + 12, escape_html(chart.legend_title));
-  double x = kLeft + 8 + kCharacter * static_cast<double>(chart.legend_title.size());
+  double x = kLeft + 8 + kCharacterWidth * static_cast<double>(chart.legend_title.size());
   for (size_t series = 0; series < chart.series.size(); ++series) {
     if (std::none_of(points.begin(), points.end(),
                      [&](const ScatterPoint& point) { return point.series == static_cast<int>(series); })) {
@@ -202,7 +137,7 @@ std::string legend(const ScatterChart& chart, const std::vector<ScatterPoint>& p
     svg += marker(static_cast<int>(series), x + 6, height + 8);
     svg += format_text("<text class=\"tick\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", x + 16, height + 12,
                        escape_html(chart.series[series]));
-    x += 28 + kCharacter * static_cast<double>(chart.series[series].size());
+    x += 28 + kCharacterWidth * static_cast<double>(chart.series[series].size());
   }
   return svg;
 }
@@ -334,14 +269,13 @@ Drawing scatter_svg(const ScatterChart& chart) {
                           y_axis.place(point.y));
     svg += format_text("<path class=\"frontier\" d=\"{}\"/>", path);
   }
-  LabelPlacer placer({kLeft, kTop - 6, kWidth - 2, height - kBottom});
-  for (const ScatterPoint& point : points) {
-    const double x = x_axis.place(point.x), y = y_axis.place(point.y);
-    placer.block({x - 6, y - 6, x + 6, y + 6});
-  }
-  std::string labels;  // below the markers, which lines to them may touch
+  std::vector<LabelledPoint> labelled;
   for (const ScatterPoint& point : points)
-    labels += placer.place(point.label, x_axis.place(point.x), y_axis.place(point.y));
+    labelled.push_back({point.label, x_axis.place(point.x), y_axis.place(point.y)});
+  const std::vector<PlacedLabel> places =
+      place_labels(labelled, {kLeft, kTop - 6, kWidth - 2, height - kBottom});
+  std::string labels;  // below the markers, which lines to them may touch
+  for (size_t i = 0; i < labelled.size(); ++i) labels += label_text(labelled[i], places[i]);
   svg += labels;
   for (const ScatterPoint& point : points) {
     const double x = x_axis.place(point.x), y = y_axis.place(point.y);
@@ -379,7 +313,7 @@ Drawing heat_map_svg(const HeatMap& map) {
   }
   size_t longest = 0;
   for (const std::string& row : map.rows) longest = std::max(longest, row.size());
-  const double left = std::min(200.0, 14 + kCharacter * static_cast<double>(longest));
+  const double left = std::min(200.0, 14 + kCharacterWidth * static_cast<double>(longest));
   const double cell_height = 18, top = 22;
   const double cell_width =
       (kWidth - left - 4) / static_cast<double>(std::max<size_t>(1, map.columns.size()));

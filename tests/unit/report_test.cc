@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "report/comparison.h"
+#include "report/label_placer.h"
 #include "report/numbers.h"
 #include "report/svg.h"
 
@@ -240,19 +241,56 @@ TEST(Scatter, TheFrontierJoinsWhatNothingBeats) {
   EXPECT_EQ(count(more.substr(other + 13, more.find('"', other + 13) - other - 13), "L"), 1u);
 }
 
-TEST(Scatter, LabelsOfNeighboursDoNotCover) {
-  ScatterChart chart = {.id = "c", .title = "T"};
-  for (int i = 0; i < 6; ++i)
-    chart.points.push_back({"a-longer-name-" + std::to_string(i), 4 + 0.01 * i, 1, 0, 0});
-  chart.points.push_back({"far", 8, 2, 0, 0});
-  const std::string svg = scatter_svg(chart).svg;
-  std::vector<std::string> places;
-  for (size_t at = svg.find("class=\"label\""); at != std::string::npos;
-       at = svg.find("class=\"label\"", at + 1))
-    places.push_back(svg.substr(at, svg.find('>', at) - at));
-  ASSERT_EQ(places.size(), 7u);
-  std::sort(places.begin(), places.end());
-  EXPECT_EQ(std::unique(places.begin(), places.end()), places.end());
+bool overlap(const Box& a, const Box& b) {
+  return a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+}
+
+constexpr Box kFrame = {60, 10, 510, 420};
+
+void expect_apart(const std::vector<LabelledPoint>& points) {
+  const std::vector<PlacedLabel> places = place_labels(points, kFrame);
+  ASSERT_EQ(places.size(), points.size());
+  for (size_t i = 0; i < points.size(); ++i) {
+    const Box& box = places[i].box;
+    EXPECT_TRUE(box.left >= kFrame.left && box.right <= kFrame.right && box.top >= kFrame.top &&
+                box.bottom <= kFrame.bottom)
+        << points[i].label;
+    for (size_t j = 0; j < points.size(); ++j) {
+      const auto [label, x, y] = points[j];
+      EXPECT_FALSE(overlap(box, {x - 4, y - 4, x + 4, y + 4})) << points[i].label << " on " << label;
+      EXPECT_TRUE(i == j || !overlap(box, places[j].box)) << points[i].label << " on " << label;
+    }
+  }
+}
+
+TEST(Labels, OfNeighboursDoNotCover) {
+  std::vector<LabelledPoint> points;
+  for (int i = 0; i < 6; ++i) points.push_back({"a-longer-name-" + std::to_string(i), 200 + 1.0 * i, 200});
+  points.push_back({"far", 400, 100});
+  expect_apart(points);
+  const std::vector<PlacedLabel> places = place_labels(points, kFrame);
+  EXPECT_FALSE(places[6].leader);  // alone, and so beside its point
+  EXPECT_EQ(places[6].box.left, 409);
+}
+
+// As crowded as all recipes by bits per weight and KL: places of quik-4b's neighbours are few.
+TEST(Labels, OfACrowdDoNotCover) {
+  std::vector<LabelledPoint> points;
+  for (int i = 0; i < 22; ++i) {
+    points.push_back({"recipe-" + std::string(i % 7, 'x') + std::to_string(i), 90.0 + 53 * (i % 5) + i / 5,
+                      120.0 + 9 * (i % 9) + 2 * (i % 4)});
+  }
+  expect_apart(points);
+}
+
+TEST(Labels, WithoutAFreePlaceCoverLittle) {
+  // At one point, in a frame that holds two lines.
+  const std::vector<LabelledPoint> points(5, {"same", 100, 20});
+  const std::vector<PlacedLabel> places = place_labels(points, {60, 10, 140, 36});
+  for (const PlacedLabel& place : places) EXPECT_TRUE(place.box.left >= 60 && place.box.bottom <= 36);
+  // Wider than the frame: from its left edge.
+  EXPECT_EQ(place_labels({{std::string(200, 'w'), 300, 100}}, kFrame)[0].box.left, kFrame.left);
+  EXPECT_TRUE(place_labels({}, kFrame).empty());
 }
 
 TEST(HeatMap, ColoursByTheLogarithm) {
