@@ -3,7 +3,7 @@
 //
 //   cuda_integer_bench [--tokens 1,2,4,8,16,32,64] [--formats quik-4b,quik-8b,fptq,two-level] [--sweep]
 //   cuda_integer_bench --prompts [--tokens 128,...] [--formats fptq,...] [--model llama-2-7b]
-//   [--configurations]
+//   [--configurations] [--load 1]
 //
 // The second form is cuda_integer_prompts.h's.
 //
@@ -240,8 +240,9 @@ int run(const std::vector<int>& token_counts, const std::string& formats, bool s
 
 int main(int count, char** arguments) {
   std::vector<int> tokens;
-  std::string formats, model;
-  bool sweep = false, prompts = false, configurations = false;
+  std::string formats;
+  nibble::integer_bench::PromptOptions prompt;
+  bool sweep = false, prompts = false;
   for (int i = 1; i < count; ++i) {
     const std::string_view argument = arguments[i];
     if (argument == "--sweep") {
@@ -249,11 +250,13 @@ int main(int count, char** arguments) {
     } else if (argument == "--prompts") {
       prompts = true;
     } else if (argument == "--configurations") {
-      configurations = true;
+      prompt.configurations = true;
     } else if (argument == "--formats" && i + 1 < count) {
       formats = arguments[++i];
     } else if (argument == "--model" && i + 1 < count) {
-      model = arguments[++i];
+      prompt.model = arguments[++i];
+    } else if (argument == "--load" && i + 1 < count) {
+      prompt.load_seconds = std::atof(arguments[++i]);
     } else if (argument == "--tokens" && i + 1 < count) {
       for (char* at = arguments[++i]; *at != '\0';) {
         tokens.push_back(std::max(1, static_cast<int>(std::strtol(at, &at, 10))));
@@ -263,15 +266,15 @@ int main(int count, char** arguments) {
       std::fprintf(stderr,
                    "usage: cuda_integer_bench [--tokens 1,2,...] [--formats fptq,...] [--sweep]\n"
                    "       cuda_integer_bench --prompts [--tokens 128,...] [--formats fptq,...] "
-                   "[--model llama-2-7b] [--configurations]\n");
+                   "[--model llama-2-7b] [--configurations] [--load 1]\n");
       return 2;
     }
   }
   try {
     if (prompts) {
-      using nibble::integer_bench::kPromptTokens;
-      if (tokens.empty()) tokens.assign(std::begin(kPromptTokens), std::end(kPromptTokens));
-      nibble::integer_bench::run_prompts(tokens, formats, model, configurations);
+      if (!tokens.empty()) prompt.tokens = tokens;
+      prompt.formats = formats;
+      nibble::integer_bench::run_prompts(prompt);
       return 0;
     }
     if (tokens.empty()) tokens = {1, 2, 4, 8, 16, 32, 64};

@@ -32,7 +32,7 @@ constexpr Kind kKinds[] = {
 };
 
 constexpr int kRounds = 3, kSamples = 5;  // one round where configurations are compared
-constexpr double kSampleSeconds = 0.005, kLoadSeconds = 1;
+constexpr double kSampleSeconds = 0.005;
 
 double median(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + static_cast<long>(values.size() / 2), values.end());
@@ -187,7 +187,8 @@ bool is_chosen(const std::string& names, const std::string& name) {
 }
 
 void time_block(const Block& block, const Kind& kind, const std::vector<Prepared>& linears, int tokens,
-                const Halves& halves, const cuda::Device& device, const cuda::Stream& stream) {
+                const Halves& halves, double load_seconds, const cuda::Device& device,
+                const cuda::Stream& stream) {
   std::vector<std::unique_ptr<Running>> running;
   double operations = 0;
   for (const Prepared& linear : linears) {
@@ -210,7 +211,7 @@ void time_block(const Block& block, const Kind& kind, const std::vector<Prepared
       for (const auto& linear : running) linear->few();
     });
   }
-  const std::vector<double> seconds = race.run(kRounds, kLoadSeconds);
+  const std::vector<double> seconds = race.run(kRounds, load_seconds);
   std::printf("%-12s %-10s %6d %9.1f | %9.1f %6.2f | %10.1f %6.2f %6.0f |", block.name, kind.name, tokens,
               1e6 * seconds[0], 1e6 * seconds[1], seconds[0] / seconds[1], 1e6 * seconds[2],
               seconds[0] / seconds[2], 1e-12 * operations / seconds[2]);
@@ -257,39 +258,38 @@ void time_configurations(const Block& block, const Kind& kind, const std::vector
 
 }  // namespace
 
-void run_prompts(const std::vector<int>& token_counts, const std::string& formats, const std::string& model,
-                 bool configurations) {
+void run_prompts(const PromptOptions& options) {
   const cuda::Device device = cuda::open_device(0);
   const cuda::Stream stream;
   std::printf("%s, %d multiprocessors; driver %d, CUDA %d, cuBLASLt %zu\n", device.name.c_str(),
               device.multiprocessors, device.driver_version, device.runtime_version, cuda::blas_lt_version());
-  if (configurations) {
+  if (options.configurations) {
     std::printf("us of each configuration tile/share/split (* chosen)\n\n");
   } else {
     std::printf(
         "four linears in one graph, random data, FP16 and ours in turns, each after %.1f s of itself, "
         "medians of %d x %d samples; configurations tile/share/split\n\n"
         "%-12s %-10s %6s %9s | %9s %6s | %10s %6s %6s | %8s %6s |\n",
-        kLoadSeconds, kRounds, kSamples, "model", "format", "tokens", "FP16 us", "us", "x FP16", "product us",
-        "x FP16", "TOP/s", "few us", "x FP16");
+        options.load_seconds, kRounds, kSamples, "model", "format", "tokens", "FP16 us", "us", "x FP16",
+        "product us", "x FP16", "TOP/s", "few us", "x FP16");
   }
   for (const Block& block : blocks()) {
-    if (!model.empty() && !is_chosen(model, block.name)) continue;
+    if (!is_chosen(options.model, block.name)) continue;
     std::vector<std::vector<Prepared>> kinds;
     for (const Kind& kind : kKinds) {
       kinds.emplace_back();
-      if (!is_chosen(formats, kind.name)) continue;
+      if (!is_chosen(options.formats, kind.name)) continue;
       for (const Linear& linear : block.linears) kinds.back().emplace_back(kind, linear, stream);
     }
-    for (const int tokens : token_counts) {
+    for (const int tokens : options.tokens) {
       std::unique_ptr<Halves> halves;
-      if (!configurations) halves = std::make_unique<Halves>(block, tokens, stream);
+      if (!options.configurations) halves = std::make_unique<Halves>(block, tokens, stream);
       for (size_t i = 0; i < kinds.size(); ++i) {
         if (kinds[i].empty()) continue;
-        if (configurations) {
+        if (options.configurations) {
           time_configurations(block, kKinds[i], kinds[i], tokens, device, stream);
         } else {
-          time_block(block, kKinds[i], kinds[i], tokens, *halves, device, stream);
+          time_block(block, kKinds[i], kinds[i], tokens, *halves, options.load_seconds, device, stream);
         }
       }
     }

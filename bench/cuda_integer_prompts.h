@@ -11,13 +11,17 @@
 
 namespace nibble::integer_bench {
 
-// The numbers of tokens that `--prompts` runs by default.
-inline constexpr int kPromptTokens[] = {128, 256, 512, 1024, 2048, 4096, 8192};
+struct PromptOptions {
+  std::vector<int> tokens = {128, 256, 512, 1024, 2048, 4096, 8192};
+  // Of fptq (F16 scales of 128 columns), two-level (multipliers of 128 columns), folded (multipliers of up to
+  // 16), rows-4 and rows-8 (whole rows), fptq-64, fptq-32, folded-64, folded-32, separated by commas; empty:
+  // all.
+  std::string formats;
+  std::string model;            // empty: all
+  bool configurations = false;  // instead, the time of every configuration of every linear
+  double load_seconds = 1;      // each graph runs for so long before it is timed
+};
 
-// `formats` of fptq (F16 scales of 128 columns), two-level (multipliers of 128 columns), rows-4 and rows-8
-// (whole rows), fptq-64, fptq-32, separated by commas; `model` empty for all. With `configurations` the time
-// of every configuration of every linear instead.
-void run_prompts(const std::vector<int>& token_counts, const std::string& formats, const std::string& model,
-                 bool configurations);
+void run_prompts(const PromptOptions& options);
 
 }  // namespace nibble::integer_bench

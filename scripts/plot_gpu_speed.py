@@ -4,8 +4,8 @@
   scripts/plot_gpu_speed.py [OUTPUT]
 
 Three panels: the four linears of a layer at one token (w4a16.txt), with MARLIN's kernel and what reading the weights alone would
-take; the same linears at 2048 tokens (quik_prompt.txt, medians of the invocations under steady load), with cuBLASLt's bare INT8 product;
-whole models (whole_models.txt). Standard library only.
+take; the same linears at 2048 tokens (quik_prompt.txt and a8_prompt.txt, medians of the invocations under steady load), with
+cuBLASLt's bare INT8 product; whole models (whole_models.txt). Standard library only.
 """
 
 import re
@@ -18,8 +18,9 @@ RESULTS = ROOT / "bench" / "results" / "h100"
 MODELS = {"llama-2-7b": "7B", "llama-2-13b": "13B", "llama-2-70b": "70B"}
 # MARLIN's kernel measured by the same method on another H100 (its evict-first hint removed, which faults on Hopper).
 MARLIN = {"llama-2-7b": 2.24, "llama-2-13b": 2.59, "llama-2-70b": 3.05}
-COLOURS = ["#0072b2", "#b35900", "#0a7d6c", "#8a9099"]
-PANEL, HEIGHT, LEFT, TOP, BOTTOM = 290, 300, 44, 46, 66
+COLOURS = ["#0072b2", "#b35900", "#0a7d6c", "#7a4fa3"]
+PEER = "#8a9099"
+PANEL, HEIGHT, LEFT, TOP, BOTTOM = 350, 300, 44, 46, 66
 
 
 def one_token():
@@ -39,7 +40,11 @@ def prompts():
                       steady, re.M)
     def series(column):
         return {m: statistics.median(float(r[column]) for r in rows if r[0] == m) for m in MODELS}
-    return [("cuBLASLt INT8, bare", series(1)), ("nibble, quik-8b", series(2)), ("nibble, quik-4b", series(3))]
+    grouped = re.findall(r"^(llama-2-\w+) +folded +2048 +[\d.]+ \| +[\d.]+ +([\d.]+) ",
+                         (RESULTS / "a8_prompt.txt").read_text().split("Before folding took")[0], re.M)
+    fptq = {m: statistics.median(float(ratio) for model, ratio in grouped if model == m) for m in MODELS}
+    return [("cuBLASLt INT8, bare", series(1)), ("nibble, quik-8b", series(2)), ("nibble, quik-4b", series(3)),
+            ("nibble, fptq", fptq)]
 
 
 def whole_models():
@@ -52,8 +57,8 @@ def whole_models():
     layers = {m: next(k[2] for k in runs if k[0] == m and k[1] == "none") for m in MODELS}
     def series(recipe, which):
         return {m: runs[m, "none", layers[m]][which] / runs[m, recipe, layers[m]][which] for m in MODELS}
-    return [("prompt of 2048, quik-4b", series("quik-4b", 0)), ("decode at 2048, quik-4b", series("quik-4b", 1)),
-            ("decode at 2048, W4A16", series("gptq-w4a16-g128", 1))]
+    return [("prompt of 2048, quik-4b", series("quik-4b", 0)), ("prompt of 2048, fptq", series("fptq", 0)),
+            ("decode at 2048, quik-4b", series("quik-4b", 1)), ("decode at 2048, W4A16", series("gptq-w4a16-g128", 1))]
 
 
 def panel(left, title, groups, floor, top, out):
@@ -89,7 +94,7 @@ def panel(left, title, groups, floor, top, out):
 
 def colour(groups, j):
     others = sum(1 for label, _ in groups if not label.startswith(("nibble", "prompt", "decode")))
-    return COLOURS[3] if j < others else COLOURS[j - others]
+    return PEER if j < others else COLOURS[j - others]
 
 
 def main():
