@@ -26,8 +26,8 @@ def newest(paths):
     return max(paths, key=lambda path: (committed(path), path.name))
 
 
-def find_result(prefix, suffix, machine):
-    paths = sorted(RESULTS.glob(f"{prefix}{machine or '*'}{suffix}"))
+def find_result(prefix, suffix, machine, suits=lambda path: True):
+    paths = [path for path in sorted(RESULTS.glob(f"{prefix}{machine or '*'}{suffix}")) if suits(path)]
     return newest(paths) if paths else None
 
 
@@ -54,15 +54,16 @@ def accuracy_lines(path):
     return lines
 
 
-def peer_lines(path):
-    """The two summary rows of a report of bench/peer_compare.py."""
+def peer_rows(path):
+    """The two summary rows of a report of bench/peer_compare.py; none of other reports."""
     rows = [line.split() for line in path.read_text().splitlines() if line.split()[:1] and line.split()[0][:2] in ("pp", "tg")]
-    rows = [row for row in rows if len(row) == 5 and row[0][2:].isdigit()]
-    if not rows:
-        raise measure.CommandFailed(f"{measure.relative(path)} has no summary rows")
+    return [row for row in rows if len(row) == 5 and row[0][2:].isdigit()]
+
+
+def peer_lines(path):
     lines = ["", "Tokens per second beside llama.cpp's Q4_0 of the same model, in alternating runs (SmolLM2, `quik-4b`):", "",
              "| | llama.cpp | nibble | ratio |", "|---|---|---|---|"]
-    for name, theirs, ours, ratio, _ in rows:
+    for name, theirs, ours, ratio, _ in peer_rows(path):
         what = f"prompt of {name[2:]} tokens" if name.startswith("pp") else f"decoding {name[2:]} tokens"
         lines.append(f"| {what} | {theirs} | {ours} | {ratio} |")
     link = measure.relative(path)
@@ -75,9 +76,9 @@ def main():
     parser.add_argument("--machine", default="")
     options = parser.parse_args()
     accuracy = find_result("accuracy_", ".json", options.machine)
-    peer = find_result("peer-", ".txt", options.machine)
     if accuracy is None:
         raise measure.CommandFailed(f"no {measure.relative(RESULTS)}/accuracy_*.json; 'make accuracy' writes it")
+    peer = find_result("peer-", ".txt", options.machine, peer_rows)
 
     lines = accuracy_lines(accuracy) + (peer_lines(peer) if peer else [])
     readme = ROOT / "README.md"
