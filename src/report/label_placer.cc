@@ -84,7 +84,8 @@ class Placement {
         const Box box = {left, top, left + width, top + kLine};
         if (!within(box, frame_)) continue;
         places.push_back({.box = box,
-                          .flush_right = dx<0, .leader = distance> kNear,
+                          .flush_right = (dx < 0),
+                          .leader = (distance > kNear),
                           .leader_x = std::clamp(point.x, box.left, box.right),
                           .leader_y = std::clamp(point.y, box.top, box.bottom)});
       }
@@ -141,7 +142,7 @@ class Placement {
 
 std::vector<PlacedLabel> place_labels(const std::vector<LabelledPoint>& points, const Box& frame) {
   Placement placement(points, frame);
-  std::vector<std::vector<PlacedLabel>> places;  // still free, of every point
+  std::vector<std::vector<PlacedLabel>> places;  // of every point
   for (const LabelledPoint& point : points) places.push_back(placement.places_of(point));
   std::vector<PlacedLabel> result(points.size());
   std::vector<bool> done(points.size(), false);

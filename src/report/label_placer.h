@@ -6,8 +6,8 @@
 
 namespace nibble {
 
-inline constexpr double kCharacterWidth =
-    7.1;  // of charts' text, somewhat more than the mean of common fonts
+// Of charts' text, somewhat more than the mean of common fonts.
+inline constexpr double kCharacterWidth = 7.1;
 
 // In the units of the drawing; y grows downwards.
 struct Box {
