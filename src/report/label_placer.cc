@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <iterator>
-#include <limits>
+#include <numeric>
+#include <utility>
 
 namespace nibble {
 namespace {
@@ -38,10 +38,6 @@ bool within(const Box& box, const Box& frame) {
          box.bottom <= frame.bottom;
 }
 
-struct Line {
-  double x0, y0, x1, y1;
-};
-
 // Whether any part of the line is inside the box: what is left of it between the sides, one axis after the
 // other, is not empty (Liang and Barsky).
 bool crosses(const Line& line, const Box& box) {
@@ -64,115 +60,96 @@ bool cross(const Line& a, const Line& b) {
   return side(a, b.x0, b.y0) * side(a, b.x1, b.y1) < 0 && side(b, a.x0, a.y0) * side(b, a.x1, a.y1) < 0;
 }
 
-// What has been placed, and what may still be.
-class Placement {
- public:
-  Placement(const std::vector<LabelledPoint>& points, const Box& frame) : frame_(frame) {
-    for (const LabelledPoint& point : points)
-      taken_.push_back({point.x - kMarker, point.y - kMarker, point.x + kMarker, point.y + kMarker});
-  }
+Box marker_of(const LabelledPoint& point) {
+  return {point.x - kMarker, point.y - kMarker, point.x + kMarker, point.y + kMarker};
+}
 
-  // Every place of a label within the frame, the preferred first.
-  std::vector<PlacedLabel> places_of(const LabelledPoint& point) const {
-    const double width = kCharacterWidth * static_cast<double>(point.label.size());
-    std::vector<PlacedLabel> places;
-    for (const double distance : kDistances) {
-      for (const auto& [dx, dy] : kDirections) {
-        const double x = point.x + distance * dx, y = point.y + distance * dy;
-        const double left = dx > 0 ? x : dx < 0 ? x - width : x - width / 2;
-        const double top = dy > 0.5 ? y - 2 : dy < -0.5 ? y - kLine + 2 : y - kLine / 2;
-        const Box box = {left, top, left + width, top + kLine};
-        if (!within(box, frame_)) continue;
-        places.push_back({.box = box,
-                          .flush_right = (dx < 0),
-                          .leader = (distance > kNear),
-                          .leader_x = std::clamp(point.x, box.left, box.right),
-                          .leader_y = std::clamp(point.y, box.top, box.bottom)});
+// Every place of a point's label within the frame, the preferred first; at least one.
+std::vector<PlacedLabel> places_of(const LabelledPoint& point, const Box& frame) {
+  const double width = kCharacterWidth * static_cast<double>(point.label.size());
+  std::vector<PlacedLabel> places;
+  for (const double distance : kDistances) {
+    for (const auto& [dx, dy] : kDirections) {
+      const double x = point.x + distance * dx, y = point.y + distance * dy;
+      const double left = dx > 0 ? x : dx < 0 ? x - width : x - width / 2;
+      const double top = dy > 0.5 ? y - 2 : dy < -0.5 ? y - kLine + 2 : y - kLine / 2;
+      const Box box = {left, top, left + width, top + kLine};
+      if (!within(box, frame)) continue;
+      PlacedLabel place = {.box = box, .flush_right = (dx < 0)};
+      if (distance > kNear) {
+        place.leader = {point.x, point.y, std::clamp(point.x, box.left, box.right),
+                        std::clamp(point.y, box.top, box.bottom)};
       }
+      places.push_back(place);
     }
-    if (places.empty()) {  // a label as wide as the frame, or a point at its edge
-      const double left = std::max(frame_.left, std::min(point.x, frame_.right - width));
-      const double top = std::clamp(point.y - kLine / 2, frame_.top, frame_.bottom - kLine);
-      places.push_back({.box = {left, top, left + width, top + kLine}});
-    }
-    return places;
   }
-
-  // Whether a label may go there: nothing below it, and its line neither crosses nor is crossed.
-  bool is_free(const LabelledPoint& point, const PlacedLabel& place) const {
-    if (covered(place) > 0) return false;
-    const Line leader = leader_of(point, place);
-    for (const Line& line : lines_) {
-      if (crosses(line, place.box) || (place.leader && cross(line, leader))) return false;
-    }
-    if (!place.leader) return true;
-    const Box around = {place.box.left - kApart, place.box.top, place.box.right + kApart, place.box.bottom};
-    const auto in_the_way = [&](const Box& box) { return crosses(leader, box); };
-    return std::none_of(labels_.begin(), labels_.end(), in_the_way) &&
-           std::none_of(taken_.begin(), taken_.end(), [&](const Box& marker) {
-             const bool own = marker.left == point.x - kMarker && marker.top == point.y - kMarker;
-             return !own && (overlap(marker, around) > 0 || in_the_way(marker));
-           });
+  if (places.empty()) {  // a label as wide as the frame, or a point at its edge
+    const double left = std::max(frame.left, std::min(point.x, frame.right - width));
+    const double top = std::clamp(point.y - kLine / 2, frame.top, frame.bottom - kLine);
+    places.push_back({.box = {left, top, left + width, top + kLine}});
   }
+  return places;
+}
 
-  // The area of points and labels below it.
-  double covered(const PlacedLabel& place) const {
-    double area = 0;
-    for (const Box& box : taken_) area += overlap(box, place.box);
-    for (const Box& box : labels_) area += overlap(box, place.box);
-    return area;
-  }
+// Whether the place hides the point `other`, or can be taken for its label.
+bool disturbs(const PlacedLabel& place, const LabelledPoint& other) {
+  const Box marker = marker_of(other);
+  if (overlap(marker, place.box) > 0) return true;
+  if (!place.leader || (place.leader->x0 == other.x && place.leader->y0 == other.y)) return false;
+  const Box around = {place.box.left - kApart, place.box.top, place.box.right + kApart, place.box.bottom};
+  return overlap(marker, around) > 0 || crosses(*place.leader, marker);
+}
 
-  void take(const LabelledPoint& point, const PlacedLabel& place) {
-    labels_.push_back(place.box);
-    if (place.leader) lines_.push_back(leader_of(point, place));
-  }
+bool collide(const PlacedLabel& a, const PlacedLabel& b) {
+  return overlap(a.box, b.box) > 0 || (a.leader && crosses(*a.leader, b.box)) ||
+         (b.leader && crosses(*b.leader, a.box)) || (a.leader && b.leader && cross(*a.leader, *b.leader));
+}
 
- private:
-  static Line leader_of(const LabelledPoint& point, const PlacedLabel& place) {
-    return {point.x, point.y, place.leader_x, place.leader_y};
-  }
-
-  Box frame_;
-  std::vector<Box> taken_, labels_;
-  std::vector<Line> lines_;
-};
+// How soon a point's label is to be placed, the least first: those that have a place beside their point
+// before the others, and those with fewer of them before those with more.
+std::pair<bool, size_t> urgency(const std::vector<PlacedLabel>& places) {
+  const auto beside = static_cast<size_t>(
+      std::count_if(places.begin(), places.end(), [](const PlacedLabel& place) { return !place.leader; }));
+  return beside > 0 ? std::pair(false, beside) : std::pair(true, places.size());
+}
 
 }  // namespace
 
 std::vector<PlacedLabel> place_labels(const std::vector<LabelledPoint>& points, const Box& frame) {
-  Placement placement(points, frame);
-  std::vector<std::vector<PlacedLabel>> places;  // of every point
-  for (const LabelledPoint& point : points) places.push_back(placement.places_of(point));
+  std::vector<std::vector<PlacedLabel>> free;  // places of each point that nothing is in the way of yet
+  for (const LabelledPoint& point : points) {
+    free.push_back(places_of(point, frame));
+    std::erase_if(free.back(), [&](const PlacedLabel& place) {
+      return std::any_of(points.begin(), points.end(),
+                         [&](const LabelledPoint& other) { return disturbs(place, other); });
+    });
+  }
   std::vector<PlacedLabel> result(points.size());
-  std::vector<bool> done(points.size(), false);
-  // First those that have a place beside their point, then the others.
-  for (const bool beside : {true, false}) {
-    while (true) {
-      size_t next = points.size(), fewest = std::numeric_limits<size_t>::max();
-      std::vector<PlacedLabel> free_places;
-      for (size_t i = 0; i < points.size(); ++i) {
-        if (done[i]) continue;
-        std::vector<PlacedLabel> still_free;
-        std::copy_if(places[i].begin(), places[i].end(), std::back_inserter(still_free),
-                     [&](const PlacedLabel& place) {
-                       return !(beside && place.leader) && placement.is_free(points[i], place);
-                     });
-        if (still_free.size() >= fewest || (beside && still_free.empty())) continue;
-        next = i;
-        fewest = still_free.size();
-        free_places = std::move(still_free);
-      }
-      if (next == points.size()) break;
-      done[next] = true;
-      result[next] = !free_places.empty()
-                         ? free_places.front()
-                         : *std::min_element(places[next].begin(), places[next].end(),
-                                             [&](const PlacedLabel& a, const PlacedLabel& b) {
-                                               return placement.covered(a) < placement.covered(b);
-                                             });
-      placement.take(points[next], result[next]);
+  std::vector<size_t> placed, waiting(points.size());
+  std::iota(waiting.begin(), waiting.end(), size_t{0});
+  const auto covered = [&](const PlacedLabel& place) {
+    double area = 0;
+    for (const LabelledPoint& point : points) area += overlap(marker_of(point), place.box);
+    for (const size_t i : placed) area += overlap(result[i].box, place.box);
+    return area;
+  };
+  while (!waiting.empty()) {
+    const auto most_urgent = std::min_element(waiting.begin(), waiting.end(), [&](size_t a, size_t b) {
+      return urgency(free[a]) < urgency(free[b]);
+    });
+    const size_t next = *most_urgent;
+    waiting.erase(most_urgent);
+    if (!free[next].empty()) {
+      result[next] = free[next].front();
+    } else {
+      const std::vector<PlacedLabel> places = places_of(points[next], frame);
+      result[next] = *std::min_element(
+          places.begin(), places.end(),
+          [&](const PlacedLabel& a, const PlacedLabel& b) { return covered(a) < covered(b); });
     }
+    placed.push_back(next);
+    for (const size_t i : waiting)
+      std::erase_if(free[i], [&](const PlacedLabel& place) { return collide(place, result[next]); });
   }
   return result;
 }

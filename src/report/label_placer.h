@@ -1,6 +1,7 @@
 // Where the labels of a chart's points go.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,10 @@ struct Box {
   double left, top, right, bottom;
 };
 
+struct Line {
+  double x0, y0, x1, y1;
+};
+
 struct LabelledPoint {
   std::string label;
   double x, y;
@@ -21,9 +26,8 @@ struct LabelledPoint {
 
 struct PlacedLabel {
   Box box;
-  bool flush_right = false;           // the text ends at box.right
-  bool leader = false;                // too far from its point to be read as its label: a line joins them
-  double leader_x = 0, leader_y = 0;  // where that line ends, at the box
+  bool flush_right = false;    // the text ends at box.right
+  std::optional<Line> leader;  // from the point to a box too far from it to be read as its label
 };
 
 // Places labels of one line each within `frame`, so that they hide neither points nor one another and no line

@@ -82,15 +82,15 @@ std::vector<ScatterPoint> frontier(std::vector<ScatterPoint> points, bool more_x
   return best;
 }
 
-std::string label_text(const LabelledPoint& point, const PlacedLabel& place) {
+std::string label_text(const std::string& label, const PlacedLabel& place) {
   std::string line;
   if (place.leader) {
-    line = format_text("<path class=\"leader\" d=\"M{:.1f} {:.1f}L{:.1f} {:.1f}\"/>", point.x, point.y,
-                       place.leader_x, place.leader_y);
+    line = format_text("<path class=\"leader\" d=\"M{:.1f} {:.1f}L{:.1f} {:.1f}\"/>", place.leader->x0,
+                       place.leader->y0, place.leader->x1, place.leader->y1);
   }
   return line + format_text("<text class=\"label\" x=\"{:.1f}\" y=\"{:.1f}\"{}>{}</text>",
                             place.flush_right ? place.box.right : place.box.left, place.box.bottom - 3,
-                            place.flush_right ? " text-anchor=\"end\"" : "", escape_html(point.label));
+                            place.flush_right ? " text-anchor=\"end\"" : "", escape_html(label));
 }
 
 std::string open_svg(const std::string& id, const std::string& title, const std::string& description,
@@ -275,7 +275,7 @@ Drawing scatter_svg(const ScatterChart& chart) {
   const std::vector<PlacedLabel> places =
       place_labels(labelled, {kLeft, kTop - 6, kWidth - 2, height - kBottom});
   std::string labels;  // below the markers, which lines to them may touch
-  for (size_t i = 0; i < labelled.size(); ++i) labels += label_text(labelled[i], places[i]);
+  for (size_t i = 0; i < labelled.size(); ++i) labels += label_text(labelled[i].label, places[i]);
   svg += labels;
   for (const ScatterPoint& point : points) {
     const double x = x_axis.place(point.x), y = y_axis.place(point.y);
