@@ -64,7 +64,8 @@ def instruction_sets():
     except OSError:
         return []
     flags = set(re.search(r"^flags\s*:\s*(.*)$", text, re.M).group(1).split()) if "flags" in text else set()
-    known = [("avx2", "avx2"), ("avx_vnni", "avxvnni"), ("avx512_vnni", "avx512vnni"), ("amx_int8", "amx")]
+    known = [("avx2", "avx2"), ("avx_vnni", "avxvnni"), ("avx512_vnni", "avx512vnni"), ("avx512vbmi", "avx512vbmi"),
+             ("amx_int8", "amx")]
     return [name for flag, name in known if flag in flags]
 
 

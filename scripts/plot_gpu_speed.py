@@ -34,17 +34,19 @@ def one_token():
     return [("MARLIN", MARLIN), ("nibble, W4A16", ours)], floor
 
 
+def medians(file, until, pattern):
+    """Of every column after the model, over the rows above the line that starts with `until`: [{model: ratio}]."""
+    text = (RESULTS / file).read_text()
+    rows = re.findall(pattern, text[:text.index(f"\n{until}")], re.M)
+    return [{m: statistics.median(float(r[column]) for r in rows if r[0] == m) for m in MODELS}
+            for column in range(1, len(rows[0]))]
+
+
 def prompts():
-    steady = (RESULTS / "quik_prompt.txt").read_text().split("The same with --load 0")[0]
-    rows = re.findall(r"^(llama-2-\w+) +2048 +[\d.]+ +[\d.]+ +([\d.]+) \| +[\d.]+ +([\d.]+) .*?\| +[\d.]+ +([\d.]+) ",
-                      steady, re.M)
-    def series(column):
-        return {m: statistics.median(float(r[column]) for r in rows if r[0] == m) for m in MODELS}
-    grouped = re.findall(r"^(llama-2-\w+) +folded +2048 +[\d.]+ \| +[\d.]+ +([\d.]+) ",
-                         (RESULTS / "a8_prompt.txt").read_text().split("Before folding took")[0], re.M)
-    fptq = {m: statistics.median(float(ratio) for model, ratio in grouped if model == m) for m in MODELS}
-    return [("cuBLASLt INT8, bare", series(1)), ("nibble, quik-8b", series(2)), ("nibble, quik-4b", series(3)),
-            ("nibble, fptq", fptq)]
+    int8, quik8, quik4 = medians("quik_prompt.txt", "The same with --load 0",
+                                 r"^(llama-2-\w+) +2048 +[\d.]+ +[\d.]+ +([\d.]+) \| +[\d.]+ +([\d.]+) .*?\| +[\d.]+ +([\d.]+) ")
+    [fptq] = medians("a8_prompt.txt", "Before folding took", r"^(llama-2-\w+) +folded +2048 +[\d.]+ \| +[\d.]+ +([\d.]+) ")
+    return [("cuBLASLt INT8, bare", int8), ("nibble, quik-8b", quik8), ("nibble, quik-4b", quik4), ("nibble, fptq", fptq)]
 
 
 def whole_models():
